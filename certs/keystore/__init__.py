@@ -1,0 +1,1 @@
+"""The key store: named, versioned keys sealed under a key-encryption key (KEK)."""

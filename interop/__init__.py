@@ -1,0 +1,1 @@
+"""The endpoint as others see it: other stacks, recorders, attackers."""

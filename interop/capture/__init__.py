@@ -1,0 +1,1 @@
+"""Recording traffic, and turning captures back into byte streams."""

@@ -1,0 +1,1 @@
+"""The claims, the attacks on them, and the evidence."""

@@ -1,0 +1,1 @@
+"""Reading TLS off the wire, without sockets, clocks or files."""

@@ -1,0 +1,1 @@
+"""How bytes move: TLS endpoints that negotiate forward-secret key exchange and nothing else."""
