@@ -1,0 +1,72 @@
+"""An output directory that appears whole or not at all.
+
+Everything is written to a hidden sibling first and moved into place at the end, so that a run
+that is interrupted, fails or fills the disk leaves the earlier evidence as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from interop.errors import InputError
+from interop.proof.manifest import is_evidence
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["replace_directory", "write_secret"]
+
+
+@contextmanager
+def replace_directory(target: Path) -> Iterator[Path]:
+    """Yield an empty directory which becomes `target` when the block ends without an exception.
+
+    An existing `target` is replaced only if it is empty or holds earlier evidence. Raises
+    `InputError` where it is anything else, or cannot be written.
+    """
+    target = Path(os.path.realpath(target))
+    _require_replaceable(target)
+    token = secrets.token_hex(6)
+    staging = target.with_name(f".{target.name}.{token}.partial")
+    retired = target.with_name(f".{target.name}.{token}.old")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging.mkdir(mode=0o700)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written: {error.strerror}") from error
+    try:
+        yield staging
+        try:
+            if target.exists():
+                target.rename(retired)
+            staging.rename(target)
+        except OSError as error:
+            if retired.exists():
+                retired.rename(target)
+            raise InputError(f"{target}: cannot be replaced: {error.strerror}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def _require_replaceable(target: Path) -> None:
+    try:
+        if target.is_dir() and (is_evidence(target) or not any(target.iterdir())):
+            return
+        if target.exists():
+            kind = "a folder that is not evidence" if target.is_dir() else "not a folder"
+            raise InputError(f"{target}: in the way ({kind}); choose another --out")
+    except OSError as error:
+        raise InputError(f"{target}: cannot be looked at: {error.strerror}") from error
+
+
+def write_secret(path: Path, data: bytes) -> None:
+    """Write a new file with mode 0600 from its first byte on."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "wb") as file:  # noqa: PTH123 - the descriptor carries the mode
+        file.write(data)

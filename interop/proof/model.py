@@ -1,0 +1,234 @@
+"""The report as data, and the verdict as a function of it.
+
+`Report` is what ``report.json`` holds and what the terminal and the HTML page show. `failures`
+is the whole of the judgement: the claims of the proof, each checked against the data, with the
+controls among them. A run whose controls did not open is never *proved*.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from interop.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "FORMAT",
+    "LONG_TERM_THEFTS",
+    "Cell",
+    "Replay",
+    "Report",
+    "Session",
+    "Skipped",
+    "Tally",
+    "Theft",
+    "Verdict",
+    "failures",
+    "read_report",
+    "verdict_of",
+]
+
+FORMAT = "pfs-report/1"
+
+Observation = Literal["closed", "opened"]
+Verdict = Literal["proved", "refuted"]
+
+SERVER_KEY = "server-key"
+KEY_STORE = "key-store"
+LONG_TERM_THEFTS = (SERVER_KEY, KEY_STORE)
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """One recorded session, as its capture shows it."""
+
+    name: str
+    client: str
+    server: str
+    capture: str
+    version: str
+    suite: str
+    group: str | None
+    forward_secret: bool
+    encrypted_bytes: int
+
+
+class Theft(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that is stolen, and what of it lies in the evidence directory."""
+
+    name: str
+    title: str
+    files: tuple[str, ...]
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True):
+    """One theft tried on one session.
+
+    `control` marks the cells that are there to be opened: they show that the attacker, given a
+    secret of this kind, does open what theory says it opens. `recovered_bytes` counts octets of
+    the payload; `whole` says that they are the payload, byte for byte.
+    """
+
+    session: str
+    stolen: str
+    expected: Observation
+    observed: Observation
+    recovered_bytes: int
+    control: bool
+    whole: bool
+    reason: str
+    basis: str
+
+
+class Tally(msgspec.Struct, frozen=True):
+    """How many values of one kind were seen, and how many different ones."""
+
+    count: int
+    distinct: int
+
+
+class Replay(msgspec.Struct, frozen=True, kw_only=True):
+    """One session's client flight sent again to the live server."""
+
+    session: str
+    attempts: int
+    executed: int
+    captures: tuple[str, ...]
+
+
+class Skipped(msgspec.Struct, frozen=True, kw_only=True):
+    """A session that could not be recorded here, and why."""
+
+    name: str
+    reason: str
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a run found. `verdict` and `failures` follow from the rest."""
+
+    format: Literal["pfs-report/1"] = FORMAT
+    verdict: Verdict
+    failures: tuple[str, ...]
+    created: str
+    versions: dict[str, str]
+    payload_bytes: int
+    payload_sha256: str
+    sessions: tuple[Session, ...]
+    skipped: tuple[Skipped, ...]
+    thefts: tuple[Theft, ...]
+    cells: tuple[Cell, ...]
+    census: dict[str, int | Tally]
+    replays: tuple[Replay, ...]
+    replay_control: Replay
+
+    @property
+    def handshakes(self) -> int:
+        """How many handshakes the census covers."""
+        count = self.census.get("handshakes")
+        return count if isinstance(count, int) else 0
+
+    @property
+    def tallies(self) -> dict[str, Tally]:
+        """The census, a tally for each kind of value."""
+        return {kind: tally for kind, tally in self.census.items() if isinstance(tally, Tally)}
+
+    def to_json(self) -> bytes:
+        """Return the report as UTF-8 JSON with a final newline."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
+
+
+def read_report(encoded: bytes) -> Report:
+    """Parse ``report.json``; raises `InputError` where it is not one."""
+    try:
+        return msgspec.json.decode(encoded, type=Report)
+    except msgspec.MsgspecError as error:
+        raise InputError(f"report.json is not a report of this version: {error}") from error
+
+
+def failures(
+    *,
+    sessions: tuple[Session, ...],
+    cells: tuple[Cell, ...],
+    tallies: dict[str, Tally],
+    replays: tuple[Replay, ...],
+    replay_control: Replay,
+) -> tuple[str, ...]:
+    """Return a sentence for each claim that the data does not bear out; none: proved."""
+    return (
+        *_session_failures(sessions),
+        *_cell_failures(sessions, cells),
+        *_census_failures(tallies),
+        *_replay_failures(replays, replay_control),
+    )
+
+
+def verdict_of(found: tuple[str, ...]) -> Verdict:
+    """Return the verdict that `failures` amounts to."""
+    return "refuted" if found else "proved"
+
+
+# What must be among the recorded forward-secret sessions: (version, group or any).
+_REQUIRED = (("TLS 1.2", None), ("TLS 1.3", "x25519"), ("TLS 1.3", "X25519MLKEM768"))
+
+
+def _session_failures(sessions: tuple[Session, ...]) -> Iterator[str]:
+    for version, group in _REQUIRED:
+        if not any(
+            session.forward_secret and session.version == version and group in (None, session.group)
+            for session in sessions
+        ):
+            wanted = f"{version} ECDHE" if group is None else f"{version} {group}"
+            yield f"no {wanted} session was recorded"
+    if all(session.forward_secret for session in sessions):
+        yield "no weak session was recorded, so nothing shows that the attacker can open one"
+    for session in sessions:
+        if not session.encrypted_bytes:
+            yield f"{session.name}: the capture holds no encrypted application data"
+
+
+def _cell_failures(sessions: tuple[Session, ...], cells: tuple[Cell, ...]) -> Iterator[str]:
+    for cell in cells:
+        if cell.observed != cell.expected:
+            yield (
+                f"{cell.session} with {cell.stolen} stolen: {cell.observed}, "
+                f"expected {cell.expected} ({cell.reason})"
+            )
+        elif cell.observed == "opened" and not cell.whole:
+            yield f"{cell.session} with {cell.stolen} stolen: opened, but not byte for byte"
+        if cell.observed == "closed" and cell.recovered_bytes:
+            yield f"{cell.session} with {cell.stolen} stolen: closed, yet bytes were recovered"
+    tried = {(cell.session, cell.stolen) for cell in cells}
+    own = {session.name: f"session-secrets:{session.name}" for session in sessions}
+    for session in sessions:
+        for stolen in (*LONG_TERM_THEFTS, *own.values()):
+            if (session.name, stolen) not in tried:
+                yield f"{session.name} with {stolen} stolen was not tried"
+    # A closed cell counts only beside a control that the same kind of secret opened.
+    opened = {(cell.session, cell.stolen) for cell in cells if cell.control and cell.whole}
+    for stolen in LONG_TERM_THEFTS:
+        if not any(theft == stolen for _, theft in opened):
+            yield f"no control was opened by {stolen}"
+    for name, stolen in own.items():
+        if (name, stolen) not in opened:
+            yield f"{name} was not opened by its own secrets"
+
+
+def _census_failures(tallies: dict[str, Tally]) -> Iterator[str]:
+    if not tallies:
+        yield "the census is empty"
+    for kind, tally in tallies.items():
+        if tally.distinct != tally.count:
+            yield f"census: {tally.count - tally.distinct} of {tally.count} {kind} repeated"
+
+
+def _replay_failures(replays: tuple[Replay, ...], control: Replay) -> Iterator[str]:
+    if not any(replay.attempts for replay in replays):
+        yield "nothing was replayed"
+    for replay in replays:
+        if replay.executed:
+            yield f"{replay.session}: {replay.executed} of {replay.attempts} replays executed"
+    if not control.attempts or control.executed != control.attempts:
+        yield "the replay control, a genuine session on the same server, did not execute"

@@ -1,0 +1,98 @@
+"""The report in the terminal: the matrix as a table, then one line a claim."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from interop.proof.model import Cell, Report
+
+__all__ = ["print_report"]
+
+_CLOSED = Text("closed", style="green")
+_CONTROL = Text("OPENED", style="yellow")
+
+
+def print_report(console: Console, report: Report) -> None:
+    """Print the matrix and the verdict of `report`."""
+    console.print(_matrix(report))
+    console.print(
+        "closed: the recording stayed closed to what was stolen. "
+        "OPENED: a control, there to be opened, was, byte for byte.",
+        style="dim",
+    )
+    for skipped in report.skipped:
+        console.print(f"not recorded: {skipped.name} ({skipped.reason})", style="dim")
+    console.print()
+    console.print(f"census   {_census_line(report)}")
+    console.print(f"replays  {_replay_line(report)}")
+    for failure in report.failures:
+        console.print(Text(f"refuted  {failure}", style="bold red"))
+    style = "bold green" if report.verdict == "proved" else "bold red"
+    console.print(Text(f"verdict  {report.verdict}", style=style))
+
+
+def _matrix(report: Report) -> Table:
+    """One row a session, one column a theft: sessions are many, thefts by name are three.
+
+    The one-session thefts share two columns: what a session's own secrets did, and what the
+    secrets of all the other sessions did to it.
+    """
+    table = Table(title="What a theft opens", title_justify="left", title_style="bold")
+    table.add_column("session")
+    table.add_column("negotiated")
+    for heading in ("server key", "key store", "own secrets", "others' secrets"):
+        table.add_column(heading, justify="center")
+    for session in report.sessions:
+        cells = [cell for cell in report.cells if cell.session == session.name]
+        own = f"session-secrets:{session.name}"
+        columns: tuple[list[Cell], ...] = (
+            [cell for cell in cells if cell.stolen == "server-key"],
+            [cell for cell in cells if cell.stolen == "key-store"],
+            [cell for cell in cells if cell.stolen == own],
+            [
+                cell
+                for cell in cells
+                if cell.stolen.startswith("session-secrets:") and cell.stolen != own
+            ],
+        )
+        table.add_row(
+            session.name,
+            f"{session.version} {session.group or 'static RSA'}",
+            *(_summary(column) for column in columns),
+        )
+    return table
+
+
+def _summary(cells: list[Cell]) -> Text:
+    wrong = [cell for cell in cells if cell.observed != cell.expected]
+    if not cells:
+        return Text("not tried", style="bold red")
+    if wrong:
+        return Text(f"{wrong[0].observed.upper()} (!)", style="bold red")
+    summary = _CONTROL if cells[0].observed == "opened" else _CLOSED
+    return summary if len(cells) == 1 else summary + Text(f" x{len(cells)}", style="dim")
+
+
+def _census_line(report: Report) -> str:
+    repeated = sum(tally.count - tally.distinct for tally in report.tallies.values())
+    values = sum(tally.count for tally in report.tallies.values())
+    return (
+        f"{report.handshakes:,} handshakes, {values:,} values of "
+        f"{len(report.tallies)} kinds, {repeated} repeated"
+    )
+
+
+def _replay_line(report: Report) -> str:
+    attempts = sum(replay.attempts for replay in report.replays)
+    executed = sum(replay.executed for replay in report.replays)
+    control = report.replay_control
+    return (
+        f"{attempts} recorded flights sent again, {executed} executed "
+        f"(control: {control.executed} of {control.attempts} genuine)"
+    )
