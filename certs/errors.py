@@ -1,0 +1,110 @@
+"""What can go wrong with keys and certificates.
+
+Every error is a `CertsError` whose text is one line: what is wrong, then what to do. No text ever
+holds a secret: messages are built from names, versions, lengths and paths, never from key bytes.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+__all__ = [
+    "CertsError",
+    "CorruptEnvelope",
+    "CredentialError",
+    "InvalidName",
+    "IssuanceError",
+    "KEKUnavailable",
+    "KeyExists",
+    "KeyNotExportable",
+    "KeyNotFound",
+    "StoreError",
+    "StoreFault",
+    "UnsupportedKey",
+    "ValidationError",
+    "WrongKEK",
+    "WrongPurpose",
+]
+
+
+class CertsError(Exception):
+    """Base of this package's errors; its text is one line that says what to do."""
+
+
+class WrongKEK(CertsError):  # noqa: N818 - the tree names what is wrong
+    """The key-encryption key (KEK) given is not the one that this store is sealed under."""
+
+
+class KEKUnavailable(CertsError):  # noqa: N818 - the tree names what is wrong
+    """The key-encryption key cannot be had: bad URI, missing file, loose mode, wrong length."""
+
+
+class CorruptEnvelope(CertsError):  # noqa: N818 - the tree names what is wrong
+    """A sealed record is damaged, or is not where it was sealed.
+
+    Swapped, renamed, foreign and rolled-back records end here: each is bound to its place by its
+    associated data, and authenticated encryption cannot tell a wrong place from a wrong byte.
+    """
+
+
+class KeyNotFound(CertsError):  # noqa: N818 - the tree names what is wrong
+    """No key of that name, or no such version of it."""
+
+
+class KeyExists(CertsError):  # noqa: N818 - the tree names what is wrong
+    """The name is taken; a name is never overwritten."""
+
+
+class KeyNotExportable(CertsError):  # noqa: N818 - the tree names what is wrong
+    """The key was not created exportable, so its private part never leaves the store."""
+
+
+class WrongPurpose(CertsError):  # noqa: N818 - the tree names what is wrong
+    """The key exists, but not for this use: a signing key neither decrypts nor agrees on keys."""
+
+
+class UnsupportedKey(CertsError):  # noqa: N818 - the tree names what is wrong
+    """A key of a type or size that this package does not handle."""
+
+
+class InvalidName(CertsError):  # noqa: N818 - the tree names what is wrong
+    """A key or authority name outside the grammar (docs/formats.md, "Names")."""
+
+
+class StoreFault(Enum):
+    """Why a store cannot be used; carried by `StoreError.fault`."""
+
+    MISSING = auto()
+    EXISTS = auto()
+    NOT_A_STORE = auto()
+    NEWER_SCHEMA = auto()
+    LOCKED = auto()
+    READ_ONLY = auto()
+    FULL = auto()
+    DAMAGED = auto()
+    UNREADABLE = auto()
+    CLOSED = auto()
+
+
+class StoreError(CertsError):
+    """The store's database cannot be used; `fault` says which kind of trouble it is."""
+
+    def __init__(self, message: str, *, fault: StoreFault) -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
+class ValidationError(CertsError):
+    """A certificate path was refused; `errors` holds one line for each reason."""
+
+    def __init__(self, errors: tuple[str, ...]) -> None:
+        super().__init__("; ".join(errors))
+        self.errors = errors
+
+
+class IssuanceError(CertsError):
+    """A certificate cannot be issued as asked, or its issuance broke off."""
+
+
+class CredentialError(CertsError):
+    """A private key and its certificates cannot be used together, or cannot be read."""

@@ -1,0 +1,264 @@
+"""The store's database: one SQLite file, its transactions, and its troubles in plain words.
+
+Theory of operation
+-------------------
+*Durability.* Write-ahead log (WAL) with ``synchronous=FULL``: a commit that returned survives a
+power cut. Readers never wait for a writer.
+
+*Transactions.* The sqlite3 module starts transactions by guessing at statements, so it is put in
+autocommit mode and BEGIN is issued here. Writers use BEGIN IMMEDIATE: they take the write lock
+before they read. With a plain BEGIN, two writers that both read first would both fail to upgrade,
+at once and whatever the busy timeout, and "read the latest version, insert the next" would be a
+race; with IMMEDIATE the second waits its turn and then reads what the first wrote.
+
+*Files.* SQLite gives the ``-wal`` and ``-shm`` files the mode of the database file, so making that
+one 0600 first covers all three. A database is created under another name and linked into place
+(`files.new_file`): no half-made store ever stands at the path, and of two creators one wins.
+
+*Read-only opening* exists for examining a copy. A WAL database without its ``-wal`` file has
+nothing pending, so it is opened ``immutable``: no lock, no side file, and not one changed byte.
+
+*Errors.* The driver's result codes are translated here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import sqlalchemy
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.pool import QueuePool
+
+from certs.errors import StoreError, StoreFault
+from certs.keystore.files import new_file
+from certs.keystore.tables import APPLICATION_ID, metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+__all__ = ["BUSY_TIMEOUT_SECONDS", "Database", "DuplicateRow"]
+
+BUSY_TIMEOUT_SECONDS = 10.0
+_MAX_VALUE_BYTES = 1 << 20  # no row of ours comes near; bounds what a forged row can make us read
+_BEGIN_OPTION = "pfs_begin"
+_READ_WRITE = "mode=rw"
+_SQLITE_MAGIC = b"SQLite format 3\0"
+_HEADER_BYTES = 100
+
+_FAULTS: dict[int, tuple[StoreFault, str]] = {
+    sqlite3.SQLITE_BUSY: (
+        StoreFault.LOCKED,
+        "is locked by another process; wait for it to finish, then try again",
+    ),
+    sqlite3.SQLITE_LOCKED: (
+        StoreFault.LOCKED,
+        "is locked by another connection; wait for it to finish, then try again",
+    ),
+    sqlite3.SQLITE_READONLY: (
+        StoreFault.READ_ONLY,
+        "is read-only; make the file and its folder writable for this user",
+    ),
+    sqlite3.SQLITE_PERM: (
+        StoreFault.UNREADABLE,
+        "cannot be opened; check the permissions of the file and its folder",
+    ),
+    sqlite3.SQLITE_CANTOPEN: (
+        StoreFault.UNREADABLE,
+        "cannot be opened; check that the file exists and its folder is writable for this user",
+    ),
+    sqlite3.SQLITE_FULL: (
+        StoreFault.FULL,
+        "cannot grow, the disk is full; free some space, nothing was changed",
+    ),
+    sqlite3.SQLITE_IOERR: (
+        StoreFault.UNREADABLE,
+        "cannot be read or written; check the disk and its free space",
+    ),
+    sqlite3.SQLITE_NOTADB: (StoreFault.NOT_A_STORE, "is not a key store; give another path"),
+    sqlite3.SQLITE_CORRUPT: (StoreFault.DAMAGED, "is damaged; restore it from a backup"),
+}
+_DAMAGED = (StoreFault.DAMAGED, "is damaged or not a key store; restore it from a backup")
+_DUPLICATES = {sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_UNIQUE}
+
+
+class DuplicateRow(StoreError):  # noqa: N818 - internal, its callers translate it
+    """An insert lost against a row with the same key; the caller says what that means."""
+
+
+class Database:
+    """One open database file. Make it with `create`, open it with `open`; threads may share it.
+
+    Connections must not cross fork(2): open the store again in the child.
+    """
+
+    def __init__(self, path: Path, engine: Engine) -> None:
+        self.path = path
+        self.engine = engine
+        self._closed = False
+
+    @classmethod
+    def create(cls, path: Path, fill: Callable[[Connection], None]) -> None:
+        """Create the database file (0600) with all tables, let `fill` write the first rows.
+
+        All or nothing: the file appears at `path` complete and synchronised, or not at all.
+        Raises `StoreError` (exists, unreadable, full, …).
+        """
+        try:
+            with new_file(path) as draft:
+                database = cls(path, _engine(draft, _READ_WRITE, BUSY_TIMEOUT_SECONDS))
+                try:
+                    with database.write() as connection:
+                        metadata.create_all(connection)
+                        connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+                        fill(connection)
+                finally:
+                    database.close()
+        except FileExistsError:
+            raise StoreError(
+                f"{path} exists and is never overwritten; open it, or choose another path",
+                fault=StoreFault.EXISTS,
+            ) from None
+        except OSError as error:
+            raise _os_error(path, error) from None
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        read_only: bool = False,
+        busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS,
+    ) -> Database:
+        """Open an existing file; raise `StoreError` if it is not one of our databases."""
+        try:
+            _require_store(path)
+            pending = path.with_name(path.name + "-wal").exists()
+        except OSError as error:
+            raise _os_error(path, error) from None
+        examining = "mode=ro" if pending else "immutable=1"
+        mode = examining if read_only else _READ_WRITE
+        return cls(path, _engine(path, mode, busy_timeout_seconds))
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Run a block of reads on one consistent view."""
+        with self._transaction("BEGIN") as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Run a block of reads and writes, alone; commit at its end, or undo all of it."""
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            yield connection
+
+    def snapshot(self, destination: Path) -> None:
+        """Write a consistent, compact copy to a new 0600 file while others go on using this one."""
+        try:
+            with new_file(destination) as draft, self._transaction(None) as connection:
+                connection.exec_driver_sql("VACUUM INTO ?", (str(draft),))
+        except FileExistsError:
+            raise StoreError(
+                f"{destination} exists and is never overwritten; choose another path",
+                fault=StoreFault.EXISTS,
+            ) from None
+        except OSError as error:
+            raise _os_error(destination, error) from None
+
+    def close(self) -> None:
+        """Close every connection; the last one out folds the write-ahead log into the file."""
+        self._closed = True
+        self.engine.dispose()
+
+    @contextmanager
+    def _transaction(self, begin: str | None) -> Iterator[Connection]:
+        if self._closed:
+            raise StoreError("the key store was closed; open it again", fault=StoreFault.CLOSED)
+        try:
+            with (
+                self.engine.connect().execution_options(**{_BEGIN_OPTION: begin}) as connection,
+                connection.begin(),
+            ):
+                yield connection
+        except sqlalchemy.exc.DBAPIError as error:
+            raise self._translated(error) from None
+
+    def _translated(self, error: sqlalchemy.exc.DBAPIError) -> StoreError:
+        code = getattr(error.orig, "sqlite_errorcode", None)
+        if code in _DUPLICATES:
+            return DuplicateRow(f"{self.path} has that row already", fault=StoreFault.EXISTS)
+        primary = code & 0xFF if isinstance(code, int) else None  # extended codes add upper bits
+        fault, text = _FAULTS.get(primary, _DAMAGED) if primary is not None else _DAMAGED
+        return StoreError(f"{self.path} {text}", fault=fault)
+
+
+def _require_store(path: Path) -> None:
+    """Look at the file's first bytes, so that nobody else's database is ever opened for writing.
+
+    SQLite's header holds an application id in bytes 68 to 71. It is set before the file first
+    appears, so it stands in the file itself even while newer pages wait in the write-ahead log.
+    """
+    if not path.exists():
+        raise StoreError(
+            f"there is no key store at {path}; create one, or give another path",
+            fault=StoreFault.MISSING,
+        )
+    header = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            header = file.read(_HEADER_BYTES)
+    if not header.startswith(_SQLITE_MAGIC) or header[68:72] != APPLICATION_ID.to_bytes(4):
+        raise StoreError(
+            f"{path} is not a key store; give another path", fault=StoreFault.NOT_A_STORE
+        )
+
+
+def _engine(path: Path, mode: str, busy_timeout_seconds: float) -> Engine:
+    read_only = mode != _READ_WRITE
+    uri = f"file:{quote(str(path))}?{mode}"
+
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            uri,
+            uri=True,
+            timeout=busy_timeout_seconds,
+            isolation_level=None,  # autocommit: BEGIN is ours to say
+            check_same_thread=False,  # the pool hands a connection to one thread at a time
+        )
+        try:
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES)
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA trusted_schema = OFF")  # no functions from a forged schema
+            if not read_only:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("PRAGMA secure_delete = ON")  # replaced records leave no trace
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
+
+    engine = sqlalchemy.create_engine(
+        "sqlite+pysqlite://",
+        creator=connect,
+        poolclass=QueuePool,
+        hide_parameters=True,  # an error's text never quotes a row
+    )
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        statement = connection.get_execution_options().get(_BEGIN_OPTION)
+        if isinstance(statement, str):
+            connection.exec_driver_sql(statement)
+
+    return engine
+
+
+def _os_error(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"cannot use {path}: {error.strerror}; check the folder and its permissions",
+        fault=StoreFault.UNREADABLE,
+    )

@@ -1,0 +1,68 @@
+"""What a thief can do who holds both a store's database file and its KEK.
+
+This is the danger that the store exists to keep away, written down as code so that experiments can
+carry the theft out and show its consequences. Nothing else may import it for convenience: keys are
+used through `KeyStore.signing_key` and exported through `KeyStore.export_private_key`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from certs.keystore.database import Database
+from certs.keystore.records import keys_after, open_keyring, opened, read_sealed_key
+from certs.keystore.store import using_provider
+
+if TYPE_CHECKING:
+    import os
+
+    from certs.key_types import KeyType, PrivateKey
+    from certs.keystore.kek import KEKProvider
+
+__all__ = ["StolenKey", "unseal_every_private_key"]
+
+_PAGE = 500
+
+
+class StolenKey(NamedTuple):
+    """One version of one key, in the thief's hands."""
+
+    name: str
+    version: int
+    key_type: KeyType
+    private_key: PrivateKey
+
+    def __repr__(self) -> str:
+        return f"<StolenKey {self.name!r} version {self.version}, {self.key_type}>"
+
+
+def unseal_every_private_key(
+    path: str | os.PathLike[str], kek: KEKProvider | str
+) -> list[StolenKey]:
+    """Return every version of every private key in a store, **ignoring the exportable mark**.
+
+    That mark binds users of the store, not a holder of its KEK. The file is opened read-only and
+    not one byte of it, or of its folder, is changed; a copy of the file is enough (a copy taken
+    while the store is in use should be made with `KeyStore.snapshot`). Raises as `KeyStore.open`
+    does, and `CorruptEnvelope` at the first record that does not open.
+    """
+    stolen: list[StolenKey] = []
+    with using_provider(kek) as provider:
+        database = Database.open(Path(path).absolute(), read_only=True)
+        try:
+            keyring = open_keyring(database, provider)
+            with database.read() as connection:
+                last = ""
+                while page := keys_after(connection, last, _PAGE):
+                    for info in page:
+                        for version in range(1, info.version + 1):
+                            sealed = read_sealed_key(connection, info.name, version)
+                            payload = opened(keyring, sealed)
+                            stolen.append(
+                                StolenKey(info.name, version, payload.key_type, payload.private_key)
+                            )
+                    last = page[-1].name
+        finally:
+            database.close()
+    return stolen

@@ -1,0 +1,192 @@
+"""Private keys that sign where they are kept.
+
+These classes implement cryptography's own private-key interfaces, so a store's key goes straight
+into ``CertificateBuilder.sign`` or any other code that signs, while the private part is opened
+inside the store for the length of one call. Whatever would hand it out raises `KeyNotExportable`.
+
+A *witness* sees the exact bytes to be signed before the private key is touched; if it raises,
+nothing is signed. Write-ahead issuance is a witness, and so is an audit log: both must have
+recorded an operation before its result exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, NoReturn, Self, TypeAlias, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import utils as asymmetric_utils
+
+from certs.errors import CorruptEnvelope, KeyNotExportable, WrongPurpose
+from certs.key_types import PrivateKey, PublicKey
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric.padding import AsymmetricPadding
+    from cryptography.utils import Buffer
+
+__all__ = [
+    "KeyHandle",
+    "StoreECPrivateKey",
+    "StoreEd25519PrivateKey",
+    "StoreRSAPrivateKey",
+    "Witness",
+    "signing_key_for",
+]
+
+Witness: TypeAlias = Callable[[bytes], None]
+
+_Public = TypeVar("_Public", bound=PublicKey)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyHandle:
+    """How a signing key reaches its store: `unseal` opens the private key for one call."""
+
+    name: str
+    version: int
+    unseal: Callable[[], PrivateKey]
+    witness: Witness | None
+
+
+class _InStore(Generic[_Public]):
+    """What every key that stays in its store has in common: a public half, and refusals."""
+
+    def __init__(self, handle: KeyHandle, public_key: _Public) -> None:
+        self._handle = handle
+        self._public_key = public_key
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._described()}>"
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        self._refuse_export()
+
+    def public_key(self) -> _Public:
+        """Return the public key."""
+        return self._public_key
+
+    def private_numbers(self) -> NoReturn:
+        """Raise `KeyNotExportable`."""
+        self._refuse_export()
+
+    def private_bytes(
+        self,
+        encoding: serialization.Encoding,
+        format: serialization.PrivateFormat,  # noqa: A002 - the interface's own name
+        encryption_algorithm: serialization.KeySerializationEncryption,
+    ) -> NoReturn:
+        """Raise `KeyNotExportable`."""
+        del encoding, format, encryption_algorithm
+        self._refuse_export()
+
+    def _opened_for(self, data: bytes) -> PrivateKey:
+        """Show the data to the witness, then open the private key."""
+        if self._handle.witness is not None:
+            self._handle.witness(data)
+        return self._handle.unseal()
+
+    def _described(self) -> str:
+        return f"{self._handle.name!r} version {self._handle.version}"
+
+    def _refuse_export(self) -> NoReturn:
+        raise KeyNotExportable(
+            f"key {self._described()} signs inside its store; "
+            "if it was created exportable, export_private_key returns it"
+        )
+
+    def _refuse_use(self, use: str) -> NoReturn:
+        raise WrongPurpose(f"key {self._described()} signs and cannot {use}; use another key")
+
+    def _refuse_type(self) -> NoReturn:
+        raise CorruptEnvelope(
+            f"key {self._described()} is no longer of the type it had; restore from a backup"
+        )
+
+
+class StoreECPrivateKey(_InStore[ec.EllipticCurvePublicKey], ec.EllipticCurvePrivateKey):
+    """An elliptic-curve key that signs inside its store."""
+
+    @property
+    def curve(self) -> ec.EllipticCurve:
+        """The curve."""
+        return self._public_key.curve
+
+    @property
+    def key_size(self) -> int:
+        """The size of the curve's order, in bits."""
+        return self._public_key.key_size
+
+    def sign(self, data: Buffer, signature_algorithm: ec.EllipticCurveSignatureAlgorithm) -> bytes:
+        """Sign inside the store."""
+        message = bytes(data)
+        key = self._opened_for(message)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            self._refuse_type()
+        return key.sign(message, signature_algorithm)
+
+    def exchange(self, algorithm: ec.ECDH, peer_public_key: ec.EllipticCurvePublicKey) -> NoReturn:
+        """Raise `WrongPurpose`."""
+        del algorithm, peer_public_key
+        self._refuse_use("agree on a secret")
+
+
+class StoreEd25519PrivateKey(_InStore[ed25519.Ed25519PublicKey], ed25519.Ed25519PrivateKey):
+    """An Ed25519 key that signs inside its store."""
+
+    def sign(self, data: Buffer) -> bytes:
+        """Sign inside the store."""
+        message = bytes(data)
+        key = self._opened_for(message)
+        if not isinstance(key, ed25519.Ed25519PrivateKey):
+            self._refuse_type()
+        return key.sign(message)
+
+    def private_bytes_raw(self) -> NoReturn:
+        """Raise `KeyNotExportable`."""
+        self._refuse_export()
+
+
+class StoreRSAPrivateKey(_InStore[rsa.RSAPublicKey], rsa.RSAPrivateKey):
+    """An RSA key that signs inside its store."""
+
+    @property
+    def key_size(self) -> int:
+        """The size of the modulus, in bits."""
+        return self._public_key.key_size
+
+    def sign(
+        self,
+        data: bytes,
+        padding: AsymmetricPadding,
+        algorithm: asymmetric_utils.Prehashed
+        | hashes.HashAlgorithm
+        | asymmetric_utils.NoDigestInfo,
+    ) -> bytes:
+        """Sign inside the store."""
+        message = bytes(data)
+        key = self._opened_for(message)
+        if not isinstance(key, rsa.RSAPrivateKey):
+            self._refuse_type()
+        return key.sign(message, padding, algorithm)
+
+    def decrypt(self, ciphertext: bytes, padding: AsymmetricPadding) -> NoReturn:
+        """Raise `WrongPurpose`."""
+        del ciphertext, padding
+        self._refuse_use("decrypt")
+
+
+def signing_key_for(handle: KeyHandle, public_key: PublicKey) -> PrivateKey:
+    """Return the object that signs with this key, of the class that its public key calls for."""
+    if isinstance(public_key, ec.EllipticCurvePublicKey):
+        return StoreECPrivateKey(handle, public_key)
+    if isinstance(public_key, rsa.RSAPublicKey):
+        return StoreRSAPrivateKey(handle, public_key)
+    return StoreEd25519PrivateKey(handle, public_key)
