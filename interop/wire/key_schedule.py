@@ -103,7 +103,7 @@ def early_secret(hash_name: str, pre_shared_key: bytes | None = None) -> bytes:
 
 
 def binder_key(hash_name: str, early: bytes, *, external: bool) -> bytes:
-    """Derive the key of a PSK binder; `external` for a key that no ticket brought (section 4.2.11.2)."""
+    """Derive a PSK binder's key; `external` if no ticket brought it (section 4.2.11.2)."""
     label = b"ext binder" if external else b"res binder"
     return derive_secret(hash_name, early, label, transcript_hash(hash_name))
 

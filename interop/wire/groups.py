@@ -1,0 +1,275 @@
+"""What an attacker computes with a stolen ephemeral key: the shared secret of a key exchange.
+
+The attacker holds private keys and sees both public values. A private key is *the* key of an
+exchange if its public value is one of the two; then the shared secret follows from it and the
+other side's value. `EphemeralKeys` is the index that finds it.
+
+A hybrid group is two exchanges concatenated (draft-ietf-tls-ecdhe-mlkem), so both halves must be
+had: either side's classical key, and the *client's* ML-KEM key, for only the holder of the
+decapsulation key can open the server's ciphertext. Half a hybrid opens nothing, and
+`shared_secret` says which half is missing, since that sentence is what the harvest-now,
+decrypt-later experiment is after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from cryptography.hazmat.primitives.asymmetric import ec, mlkem, x448, x25519
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from interop.wire.registry import NamedGroup, name_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "EphemeralKeys",
+    "EphemeralPrivateKey",
+    "FiniteFieldPrivateKey",
+    "NoSharedSecret",
+    "ffdhe_group",
+    "ffdhe_prime",
+    "finite_field_shared_secret",
+    "shared_secret",
+    "split_public_value",
+]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class FiniteFieldPrivateKey:
+    """A finite-field Diffie-Hellman key: `exponent` in the group of `prime` and `generator`.
+
+    Plain integers, because cryptography is giving up finite-field Diffie-Hellman and a recording
+    of it stays readable.
+    """
+
+    prime: int
+    generator: int
+    exponent: int
+
+    @property
+    def public(self) -> int:
+        """The value that crossed the wire."""
+        return pow(self.generator, self.exponent, self.prime)
+
+    def __repr__(self) -> str:
+        return f"FiniteFieldPrivateKey({self.prime.bit_length()} bits)"
+
+
+EphemeralPrivateKey = (
+    x25519.X25519PrivateKey
+    | x448.X448PrivateKey
+    | ec.EllipticCurvePrivateKey
+    | mlkem.MLKEM768PrivateKey
+    | mlkem.MLKEM1024PrivateKey
+    | FiniteFieldPrivateKey
+)
+
+_CURVES: dict[int, type[ec.EllipticCurve]] = {
+    NamedGroup.SECP256R1: ec.SECP256R1,
+    NamedGroup.SECP384R1: ec.SECP384R1,
+    NamedGroup.SECP521R1: ec.SECP521R1,
+    NamedGroup.SECP256K1: ec.SECP256K1,
+    NamedGroup.BRAINPOOLP256R1: ec.BrainpoolP256R1,
+    NamedGroup.BRAINPOOLP384R1: ec.BrainpoolP384R1,
+    NamedGroup.BRAINPOOLP512R1: ec.BrainpoolP512R1,
+    NamedGroup.BRAINPOOLP256R1TLS13: ec.BrainpoolP256R1,
+    NamedGroup.BRAINPOOLP384R1TLS13: ec.BrainpoolP384R1,
+    NamedGroup.BRAINPOOLP512R1TLS13: ec.BrainpoolP512R1,
+}
+
+# RFC 7919 appendix A: bits, and the number added to make the prime safe
+_FFDHE = {
+    NamedGroup.FFDHE2048: (2048, 560316),
+    NamedGroup.FFDHE3072: (3072, 2625351),
+    NamedGroup.FFDHE4096: (4096, 5736041),
+    NamedGroup.FFDHE6144: (6144, 15705020),
+    NamedGroup.FFDHE8192: (8192, 10965728),
+}
+
+
+class _Hybrid(NamedTuple):
+    """Lengths of the parts of a hybrid's public values, in bytes."""
+
+    classical: NamedGroup
+    classical_length: int
+    kem: str
+    encapsulation_key_length: int
+    ciphertext_length: int
+    kem_first: bool
+
+
+_HYBRIDS = {
+    NamedGroup.X25519MLKEM768: _Hybrid(
+        NamedGroup.X25519, 32, "ML-KEM-768", 1184, 1088, kem_first=True
+    ),
+    NamedGroup.SECP256R1MLKEM768: _Hybrid(
+        NamedGroup.SECP256R1, 65, "ML-KEM-768", 1184, 1088, kem_first=False
+    ),
+    NamedGroup.SECP384R1MLKEM1024: _Hybrid(
+        NamedGroup.SECP384R1, 97, "ML-KEM-1024", 1568, 1568, kem_first=False
+    ),
+}
+
+
+class NoSharedSecret(Exception):  # noqa: N818 - a result on its way to becoming a sentence
+    """Why the shared secret cannot be computed, in one clause."""
+
+
+class EphemeralKeys:
+    """Private keys by the public value they belong to."""
+
+    def __init__(self, keys: Iterable[EphemeralPrivateKey] = ()) -> None:
+        self._by_public: dict[bytes, EphemeralPrivateKey] = {}
+        self._finite_field: dict[int, FiniteFieldPrivateKey] = {}
+        for key in keys:
+            if isinstance(key, FiniteFieldPrivateKey):
+                self._finite_field[key.public] = key
+            elif isinstance(key, ec.EllipticCurvePrivateKey):
+                public = key.public_key()
+                point = public.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+                self._by_public[point] = key
+            else:
+                self._by_public[key.public_key().public_bytes_raw()] = key
+
+    def __len__(self) -> int:
+        return len(self._by_public) + len(self._finite_field)
+
+    def __repr__(self) -> str:
+        return f"EphemeralKeys({len(self)} keys)"
+
+    def of(self, public: bytes) -> EphemeralPrivateKey | None:
+        """Find the private key of a public value."""
+        return self._by_public.get(public)
+
+    def of_finite_field(self, public: int, prime: int) -> FiniteFieldPrivateKey | None:
+        """Find the private key of a finite-field public value."""
+        key = self._finite_field.get(public)
+        if key is None or key.prime != prime:
+            return None
+        return key
+
+
+@lru_cache(maxsize=len(_FFDHE))
+def ffdhe_prime(group: NamedGroup) -> int:
+    """Compute the prime of an ffdhe group (RFC 7919 appendix A).
+
+    p = 2^b - 2^(b-64) + (floor(2^(b-130) e) + X) 2^64 - 1, with e summed to b bits and some.
+    """
+    bits, addend = _FFDHE[group]
+    precision = bits + 64
+    term = total = 1 << precision
+    divisor = 1
+    while term:
+        term //= divisor
+        total += term
+        divisor += 1
+    scaled_e = total >> (precision - (bits - 130))
+    return int(2**bits - 2 ** (bits - 64) + (scaled_e + addend) * 2**64 - 1)
+
+
+def ffdhe_group(prime: int) -> NamedGroup | None:
+    """Name the group a prime belongs to; None for one of somebody's own making."""
+    for group, (bits, _) in _FFDHE.items():
+        if prime.bit_length() == bits and ffdhe_prime(group) == prime:
+            return group
+    return None
+
+
+def split_public_value(group: int, public: bytes, *, from_client: bool) -> tuple[bytes, ...]:
+    """Take the parts of a key share: of a hybrid both halves, classical first; else itself.
+
+    A hybrid's value of the wrong length is given whole.
+    """
+    hybrid = _HYBRIDS.get(NamedGroup(group)) if group in _HYBRIDS else None
+    if hybrid is None:
+        return (public,)
+    kem_length = hybrid.encapsulation_key_length if from_client else hybrid.ciphertext_length
+    if len(public) != kem_length + hybrid.classical_length:
+        return (public,)
+    if hybrid.kem_first:
+        return public[kem_length:], public[:kem_length]
+    return public[: hybrid.classical_length], public[hybrid.classical_length :]
+
+
+def _exchange(key: EphemeralPrivateKey, group: int, peer: bytes) -> bytes | None:
+    """Run one classical exchange; None if the key is of another kind. May raise ValueError."""
+    if isinstance(key, x25519.X25519PrivateKey):
+        return key.exchange(x25519.X25519PublicKey.from_public_bytes(peer))
+    if isinstance(key, x448.X448PrivateKey):
+        return key.exchange(x448.X448PublicKey.from_public_bytes(peer))
+    if isinstance(key, ec.EllipticCurvePrivateKey) and group in _CURVES:
+        public = ec.EllipticCurvePublicKey.from_encoded_point(_CURVES[group](), peer)
+        return key.exchange(ec.ECDH(), public)
+    return None
+
+
+def _classical(keys: EphemeralKeys, group: int, client: bytes, server: bytes) -> bytes:
+    name = name_of(NamedGroup, group)
+    for own, peer in ((client, server), (server, client)):
+        if (key := keys.of(own)) is not None:
+            try:
+                secret = _exchange(key, group, peer)
+            except ValueError:  # a point off the curve, or one of small order
+                raise NoSharedSecret(f"the peer's {name} value is not a valid one") from None
+            if secret is not None:
+                return secret
+    raise NoSharedSecret(f"no ephemeral {name} key of this session is at hand")
+
+
+def _kem(keys: EphemeralKeys, hybrid: _Hybrid, encapsulation_key: bytes, sealed: bytes) -> bytes:
+    key = keys.of(encapsulation_key)
+    if not isinstance(key, mlkem.MLKEM768PrivateKey | mlkem.MLKEM1024PrivateKey):
+        raise NoSharedSecret(
+            f"the classical half is known, but the client's {hybrid.kem} key is not"
+        )
+    try:
+        return key.decapsulate(sealed)
+    except ValueError:
+        raise NoSharedSecret(f"the server's {hybrid.kem} ciphertext is not a valid one") from None
+
+
+def _finite_field(keys: EphemeralKeys, prime: int, client: bytes, server: bytes) -> int:
+    client_value, server_value = int.from_bytes(client, "big"), int.from_bytes(server, "big")
+    if not (1 < client_value < prime - 1 and 1 < server_value < prime - 1):
+        raise NoSharedSecret("a DHE value is out of range")
+    for own, peer in ((client_value, server_value), (server_value, client_value)):
+        if (key := keys.of_finite_field(own, prime)) is not None:
+            return pow(peer, key.exponent, prime)
+    raise NoSharedSecret("no ephemeral DHE key of this session is at hand")
+
+
+def finite_field_shared_secret(
+    keys: EphemeralKeys, prime: int, client: bytes, server: bytes
+) -> bytes:
+    """Compute TLS 1.2's DHE secret, without its leading zeros (RFC 5246 section 8.1.2).
+
+    Raises `NoSharedSecret`.
+    """
+    secret = _finite_field(keys, prime, client, server)
+    return secret.to_bytes((secret.bit_length() + 7) // 8, "big")
+
+
+def shared_secret(keys: EphemeralKeys, group: int, client: bytes, server: bytes) -> bytes:
+    """Compute the secret of an exchange from whichever private keys are at hand.
+
+    `client` and `server` are the two key_exchange values (RFC 9846 section 7.4). Raises
+    `NoSharedSecret`.
+    """
+    if group in _FFDHE:
+        prime = ffdhe_prime(NamedGroup(group))
+        secret = _finite_field(keys, prime, client, server)
+        return secret.to_bytes((prime.bit_length() + 7) // 8, "big")
+    if group not in _HYBRIDS:
+        return _classical(keys, group, client, server)
+    hybrid = _HYBRIDS[NamedGroup(group)]
+    client_parts = split_public_value(group, client, from_client=True)
+    server_parts = split_public_value(group, server, from_client=False)
+    if len(client_parts) != 2 or len(server_parts) != 2:  # noqa: PLR2004 - two halves
+        raise NoSharedSecret(f"a {name_of(NamedGroup, group)} value has the wrong length")
+    classical = _classical(keys, hybrid.classical, client_parts[0], server_parts[0])
+    sealed = _kem(keys, hybrid, client_parts[1], server_parts[1])
+    return sealed + classical if hybrid.kem_first else classical + sealed
