@@ -8,7 +8,6 @@ in the clear with what was sealed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, Row, func, insert, select, update
@@ -24,6 +23,7 @@ from certs.keystore.tables import (
     as_bytes,
     as_number,
     as_text,
+    as_time,
     damaged,
     key_versions,
     keys,
@@ -33,6 +33,7 @@ from certs.keystore.tables import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from certs.keystore.database import Database
     from certs.keystore.kek import KEKProvider
@@ -53,7 +54,6 @@ __all__ = [
 
 PURPOSES = frozenset({"sign"})
 _PRIVATE_KEY = "private-key"
-_LATEST_TIME = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,12 +285,11 @@ def _key_info(row: Row[tuple[object, ...]]) -> KeyInfo:
         raise damaged("keys.key_type")
     if purpose not in PURPOSES:
         raise damaged("keys.purpose")
-    created_at = as_number(row.created_at, "keys.created_at", most=_LATEST_TIME)
     return KeyInfo(
         name=name,
         key_type=KeyType(key_type),
         purpose=purpose,
         exportable=bool(as_number(row.exportable, "keys.exportable", most=1)),
         version=as_number(row.latest_version, "keys.latest_version", least=1),
-        created_at=datetime.fromtimestamp(created_at, UTC),
+        created_at=as_time(row.created_at, "keys.created_at"),
     )

@@ -9,6 +9,7 @@ Times are whole seconds since 1970-01-01T00:00:00Z.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sqlalchemy import (
@@ -37,6 +38,7 @@ __all__ = [
     "as_number",
     "as_optional_bytes",
     "as_text",
+    "as_time",
     "authorities",
     "certificates",
     "damaged",
@@ -49,6 +51,8 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x50465353  # "PFSS", in SQLite's header: how a store is told from another database
+
+_LATEST_TIME = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
 
 metadata = MetaData()
 
@@ -166,6 +170,11 @@ def as_number(value: object, column: str, *, least: int = 0, most: int = 2**63 -
     if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
         return value
     raise damaged(column)
+
+
+def as_time(value: object, column: str) -> datetime:
+    """Return a time from a row's seconds."""
+    return datetime.fromtimestamp(as_number(value, column, most=_LATEST_TIME), UTC)
 
 
 def damaged(column: str) -> StoreError:
