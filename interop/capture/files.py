@@ -1,0 +1,247 @@
+"""Capture files on disk: opened, decompressed, and read as the streams of their connections.
+
+A thin shell over `pcapng`, `packets` and `reassembly`. It adds what needs a file or a count: one
+clear line for what cannot be opened, gzip, and the numbers of damaged packets.
+
+A file is read in chunks of 1 MiB, and gzip is undone a chunk at a time, so memory is
+bounded by open connections and not by the file, however well it was compressed. Within a chunk,
+runs of data of one direction are joined before they are passed on: for a bulk transfer that is
+one event a mebibyte in place of seven hundred, and a copy is much cheaper than an event.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import tempfile
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+from interop.capture.items import MAXIMUM_BLOCK_BYTES
+from interop.capture.packets import FragmentBuffer, parse_tcp
+from interop.capture.pcapng import (
+    CaptureReader,
+    DamagedBlock,
+    DecryptionSecrets,
+    NotACapture,
+    Packet,
+    PcapngWriter,
+)
+from interop.capture.reassembly import Reassembler
+from interop.capture.streams import StreamData, StreamEvent
+from interop.errors import DissectError, InputError
+
+if TYPE_CHECKING:
+    import io
+    from collections.abc import Iterator
+
+__all__ = ["CaptureEvent", "CaptureProblem", "embed_secrets", "read_streams"]
+
+_CHUNK_BYTES: Final = 1024 * 1024
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+_PROBLEMS_NAMED: Final = 20
+_SECTION_MARKS: Final = b"\x0a\x0d\x0d\x0a\x4d\x3c\x2b\x1a"  # block type, byte order
+_SECTION_HEAD_BYTES: Final = 12
+
+
+class CaptureProblem(NamedTuple):
+    """Something in a capture that could not be used; the rest was.
+
+    `packet_number` counts from 1, as Wireshark does; None where it is not about one packet.
+    """
+
+    packet_number: int | None
+    message: str
+
+
+CaptureEvent: TypeAlias = StreamEvent | DecryptionSecrets | CaptureProblem
+
+
+def read_streams(
+    path: Path | str, reassembler: Reassembler | None = None
+) -> Iterator[CaptureEvent]:
+    """Yield what a pcapng or pcap file, gzip'd or not, says about its TCP connections.
+
+    The file is opened when iteration begins; then `InputError` is raised for one that cannot be
+    opened, is empty, or is not a capture. Damage further on is yielded as `CaptureProblem`, the
+    first 20 packets one by one and the others as a count. `reassembler` brings other bounds than
+    the usual ones.
+    """
+    reading = _Reading(reassembler or Reassembler())
+    with _open_capture(Path(path)) as file:
+        try:
+            for chunk in _chunks(file):
+                yield from _joined(reading.feed(chunk))
+            yield from _joined(reading.finish())
+        except NotACapture as error:
+            raise InputError(f"{path}: {error.message}") from None
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or error}") from None
+
+
+class _Reading:
+    """One capture on its way from chunks to events."""
+
+    def __init__(self, reassembler: Reassembler) -> None:
+        self._reassembler = reassembler
+        self._reader = CaptureReader()
+        self._fragments = FragmentBuffer()
+        self._packet_number = 0
+        self._damaged_packets = 0
+        self._broken_off = False
+
+    def feed(self, chunk: bytes | CaptureProblem) -> list[CaptureEvent]:
+        """Return the events of a chunk; after damage that ends the reading, there are none."""
+        events: list[CaptureEvent] = []
+        if self._broken_off:
+            return events
+        if isinstance(chunk, CaptureProblem):
+            self._broken_off = True
+            return [chunk]
+        try:
+            items = self._reader.feed(chunk)
+        except NotACapture:
+            raise
+        except DissectError as error:
+            self._broken_off = True
+            return [CaptureProblem(None, str(error))]
+        fragments, feed = self._fragments, self._reassembler.feed
+        for item in items:
+            if isinstance(item, Packet):
+                self._packet_number += 1
+                timestamp_ns, link_type, data, original_length = item
+                try:
+                    segment = parse_tcp(link_type, data, fragments, original_length)
+                except DissectError as error:
+                    self._report(error, events)
+                    continue
+                if segment is not None:
+                    events += feed(segment, timestamp_ns)
+            elif isinstance(item, DamagedBlock):
+                self._packet_number += item.is_packet
+                self._report(item.error, events)
+            else:
+                events.append(item)
+        return events
+
+    def finish(self) -> list[CaptureEvent]:
+        """Return what the end of the capture makes certain."""
+        events: list[CaptureEvent] = []
+        if not self._broken_off:
+            try:
+                left_bytes = self._reader.finish()
+            except NotACapture:
+                raise
+            except DissectError as error:  # found in the last chunk, behind usable packets
+                events.append(CaptureProblem(None, str(error)))
+            else:
+                if left_bytes:
+                    message = f"the file ends within a packet, after {left_bytes} of its bytes"
+                    events.append(CaptureProblem(None, message))
+        if self._damaged_packets > _PROBLEMS_NAMED:
+            more = self._damaged_packets - _PROBLEMS_NAMED
+            events.append(CaptureProblem(None, f"{more} more packets could not be used"))
+        ignored = self._reassembler.ignored_segments
+        if ignored:
+            message = f"{ignored} segments have sequence numbers of no stream and were not used"
+            events.append(CaptureProblem(None, message))
+        events += self._reassembler.finish()
+        return events
+
+    def _report(self, error: DissectError, events: list[CaptureEvent]) -> None:
+        self._damaged_packets += 1
+        if self._damaged_packets <= _PROBLEMS_NAMED:
+            events.append(CaptureProblem(self._packet_number, str(error)))
+
+
+def _joined(events: list[CaptureEvent]) -> Iterator[CaptureEvent]:
+    """Join the data of each run of events about one direction of one connection."""
+    run: list[StreamData] = []
+    for event in events:
+        if isinstance(event, StreamData):
+            if run and (
+                run[0].connection is not event.connection or run[0].direction is not event.direction
+            ):
+                yield _join(run)
+                run = []
+            run.append(event)
+        else:
+            if run:
+                yield _join(run)
+                run = []
+            yield event
+    if run:
+        yield _join(run)
+
+
+def _join(run: list[StreamData]) -> StreamData:
+    if len(run) == 1:
+        return run[0]
+    return run[0]._replace(data=memoryview(b"".join([event.data for event in run])))
+
+
+@contextmanager
+def _open_capture(path: Path) -> Iterator[io.BufferedReader]:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except ValueError:
+        raise InputError(f"{str(path)!r}: not a possible file name") from None
+    with file:
+        yield file
+
+
+def _chunks(file: io.BufferedReader) -> Iterator[bytes | CaptureProblem]:
+    """Yield the file's chunks, decompressed, and last a problem if decompression met one."""
+    if not file.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC):
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+        return
+    parts: list[bytes] = []
+    with gzip.GzipFile(fileobj=file) as decompressed:
+        while True:
+            # read1 stops at what one piece of input gives, so that nothing which was undone
+            # before a damaged place is lost with it.
+            try:
+                part = decompressed.read1(_CHUNK_BYTES)
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                yield b"".join(parts)
+                yield CaptureProblem(None, f"the gzip data is damaged: {error}")
+                return
+            parts.append(part)
+            if not part or sum(map(len, parts)) >= _CHUNK_BYTES:
+                yield b"".join(parts)
+                parts = []
+            if not part:
+                return
+
+
+def embed_secrets(source: Path | str, target: Path | str, key_log: bytes) -> None:
+    """Write `source` to `target` with a Decryption Secrets Block before its packets.
+
+    There a reader that makes one pass finds the keys in time. `target`, which may be `source`,
+    appears whole or not at all, with mode 0600. Raises `InputError` unless `source` is a
+    little-endian pcapng file, as the recorder writes.
+    """
+    source, target = Path(source), Path(target)
+    with _open_capture(source) as file:
+        head = file.read(_SECTION_HEAD_BYTES)
+        length = int.from_bytes(head[4:8], "little")
+        if head[:4] + head[8:] != _SECTION_MARKS or not 0 < length <= MAXIMUM_BLOCK_BYTES:
+            raise InputError(f"{source}: not a little-endian pcapng file; editcap makes one of it")
+        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as output:
+                output.write(head + file.read(length - len(head)))
+                output.write(PcapngWriter().secrets(key_log))
+                shutil.copyfileobj(file, output, _CHUNK_BYTES)
+                output.flush()
+                os.fsync(output.fileno())
+            Path(temporary).replace(target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise

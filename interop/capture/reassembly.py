@@ -1,0 +1,502 @@
+"""TCP reassembly: segments of many interleaved connections in, two byte streams each out.
+
+Theory of operation
+-------------------
+A connection is two `_Half` objects, one per direction, found by the segment's `flow`. A half
+knows the sequence number it expects next. The usual segment has exactly that number, no SYN, FIN
+or RST, and nothing is waiting: it costs one look-up and one comparison, and its payload is
+passed on as the view it came as. Everything else goes through `_feed_unusual`.
+
+Sequence numbers wrap, so beyond the comparison everything is in *offsets*: bytes since the first
+one of the stream, which only grow. A segment is placed by the signed distance of its sequence
+number from the expected one; distances beyond 1 GiB, the largest window there is (RFC 7323,
+section 2.3), cannot belong to the stream and are counted in `ignored_segments`.
+
+*Which bytes count.* The first ones captured, always: buffered bytes win over a later segment
+that fills the hole before them. When two captured versions of a byte differ, `StreamConflict`
+says so, once a segment. For bytes still buffered that is exact; for bytes already passed on it
+holds for as long as they are remembered, see below. A keep-alive's one byte of garbage (RFC
+9293, section 3.8.4) is not a conflict.
+
+*Holes.* Out-of-order payload is copied, because a view would pin the whole chunk of the file it
+came in, and waits. A hole is given up, as `StreamGap`, when the bytes waiting behind it exceed
+a bound for the direction, or when all waiting bytes exceed a bound in total (then the direction
+that has waited longest gives up), or when the connection ends. Each piece is charged its
+overhead too, so one-byte segments cannot multiply the bound. Payload that was sent and
+not captured (a snapshot length) is a gap at once: no retransmission will bring it.
+
+*Beginnings.* A SYN, or a SYN-ACK, tells who the client is. Without either, the end with the
+higher port is taken for the client, `client_known` is False, and whoever reads the streams may
+find it is the other way round. Such a half begins at its first payload. A segment without
+payload opens nothing: stray acknowledgements after a close must not look like connections. A SYN
+with a new sequence number on a known flow is a new connection.
+
+*Ends.* A half closes at its FIN, once everything before it was delivered; a RST closes both.
+Each half of each connection gets exactly one `StreamClosed`, whatever happened; then the
+connection is forgotten. What is left of it is its flow in `_lingering`, the counterpart of
+TIME-WAIT: retransmissions after the end must not open it again.
+
+*Memory* is bounded by open connections. Beyond `maximum_connections` one is evicted by second
+chance: the oldest that delivered nothing since it was last passed over, so that a flood of SYNs
+does not push out a connection that is alive.
+
+*Remembered bytes* are views, held in eras: an era is the run of segments from one chunk, and the
+oldest eras are dropped when the chunks they pin exceed `history_bytes`. Copying each payload
+instead would have cost more than everything else here together.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import Counter, deque
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from interop.capture.packets import FLAG_ACK, FLAG_FIN, FLAG_RST, FLAG_SYN
+from interop.capture.streams import (
+    CloseReason,
+    Connection,
+    Direction,
+    Endpoint,
+    StreamClosed,
+    StreamConflict,
+    StreamData,
+    StreamEvent,
+    StreamGap,
+    StreamOpened,
+)
+
+if TYPE_CHECKING:
+    from interop.capture.packets import TCPSegment
+
+__all__ = [
+    "CloseReason",
+    "Connection",
+    "Direction",
+    "Endpoint",
+    "Reassembler",
+    "StreamClosed",
+    "StreamConflict",
+    "StreamData",
+    "StreamEvent",
+    "StreamGap",
+    "StreamOpened",
+]
+
+_MIB: Final = 1024 * 1024
+_SEQUENCE_MASK: Final = 0xFFFFFFFF
+_LARGEST_WINDOW_BYTES: Final = 1 << 30
+_PIECE_OVERHEAD_BYTES: Final = 200  # what a buffered piece costs beside its bytes
+_ERA_OVERHEAD_BYTES: Final = 1024
+_LINGERING_FLOWS: Final = 8192
+_UNUSUAL_FLAGS: Final = FLAG_SYN | FLAG_FIN | FLAG_RST
+_UNKNOWN: Final = -1  # never equal to a sequence number
+
+
+class _Piece(NamedTuple):
+    """Bytes that wait for those before them; no data where the capture had cut them off."""
+
+    start: int
+    end: int
+    data: bytes | None
+
+
+class _Half:
+    """One direction of an open connection."""
+
+    __slots__ = (
+        "closed",
+        "connection",
+        "direction",
+        "fin_offset",
+        "flow",
+        "history",
+        "initial_sequence",
+        "mark",
+        "next_sequence",
+        "offset",
+        "other",
+        "pieces",
+        "waiting_bytes",
+    )
+
+    other: _Half
+
+    def __init__(self, flow: bytes, connection: Connection, direction: Direction) -> None:
+        self.flow = flow
+        self.connection = connection
+        self.direction = direction
+        self.initial_sequence = _UNKNOWN  # of the SYN
+        self.next_sequence = _UNKNOWN
+        self.offset = 0  # of the byte at next_sequence
+        self.fin_offset: int | None = None
+        self.closed = False
+        self.mark = 0  # `offset` when eviction last passed over the connection
+        self.pieces: list[_Piece] = []  # by start, without overlaps
+        self.waiting_bytes = 0  # what the pieces cost
+        self.history: list[tuple[int, memoryview]] = []  # recent payloads by offset
+
+    def advance(self, size: int) -> None:
+        self.offset += size
+        self.next_sequence = (self.next_sequence + size) & _SEQUENCE_MASK
+
+
+class Reassembler:
+    """Reassembles any number of interleaved connections.
+
+    `direction_bytes` and `total_bytes` bound what waits behind holes, `maximum_connections` the
+    connections open at a time, `history_bytes` the chunks kept to compare retransmissions with.
+    `ignored_segments` counts segments whose sequence numbers cannot belong to their connection.
+    """
+
+    def __init__(
+        self,
+        *,
+        direction_bytes: int = 8 * _MIB,
+        total_bytes: int = 32 * _MIB,
+        maximum_connections: int = 65_536,
+        history_bytes: int = 4 * _MIB,
+    ) -> None:
+        self.ignored_segments = 0
+        self._direction_bytes = direction_bytes
+        self._total_bytes = total_bytes
+        self._maximum_connections = maximum_connections
+        self._history_bytes = history_bytes
+        self._halves: dict[bytes, _Half] = {}
+        self._connections: dict[Connection, _Half] = {}  # → the client's half, oldest first
+        self._connection_count = 0
+        self._lingering: dict[bytes, None] = {}
+        self._waiting: dict[_Half, None] = {}  # halves with a hole, the longest-waiting first
+        self._waiting_bytes = 0
+        self._chunk: object = None
+        self._era: list[_Half] = []  # a half once for each payload remembered
+        self._eras: deque[tuple[int, list[_Half]]] = deque()
+        self._pinned_bytes = 0
+
+    def feed(self, segment: TCPSegment, timestamp_ns: int) -> list[StreamEvent]:
+        """Return what `segment`, captured at `timestamp_ns`, means for its connection."""
+        flow, sequence, flags, payload, truncated_bytes = segment
+        half = self._halves.get(flow)
+        if (
+            half is None
+            or sequence != half.next_sequence
+            or flags & _UNUSUAL_FLAGS
+            or half.pieces
+            or truncated_bytes
+        ):
+            return self._feed_unusual(half, segment, timestamp_ns)
+        size = len(payload)
+        if not size:
+            return []
+        half.next_sequence = (sequence + size) & _SEQUENCE_MASK
+        if payload.obj is not self._chunk:
+            self._begin_era(payload)
+        half.history.append((half.offset, payload))
+        self._era.append(half)
+        half.offset += size
+        if half.fin_offset is not None:
+            events: list[StreamEvent] = [StreamData(half.connection, half.direction, payload)]
+            self._close_at_fin(half, events)
+            return events
+        return [StreamData(half.connection, half.direction, payload)]
+
+    def finish(self) -> list[StreamEvent]:
+        """Close every connection: the capture has ended."""
+        events: list[StreamEvent] = []
+        for half in list(self._connections.values()):
+            self._close_connection(half, CloseReason.CAPTURE_ENDED, events)
+        return events
+
+    # Beginnings
+
+    def _feed_unusual(
+        self, half: _Half | None, segment: TCPSegment, timestamp_ns: int
+    ) -> list[StreamEvent]:
+        events: list[StreamEvent] = []
+        flow, sequence, flags, payload, truncated_bytes = segment
+        syn = flags & FLAG_SYN
+        if half is not None and syn and half.initial_sequence != sequence:
+            if half.next_sequence != _UNKNOWN or half.closed:
+                self._close_connection(half, CloseReason.REPLACED, events)
+                half = None
+            else:
+                half.initial_sequence = sequence
+        if half is None:
+            if not syn and (
+                flags & FLAG_RST or not (payload or truncated_bytes) or flow in self._lingering
+            ):
+                return events
+            half = self._open(segment, timestamp_ns, events)
+        if flags & FLAG_RST:
+            self._reset(half, sequence, events)
+            return events
+        if half.closed:
+            return events
+        if syn:
+            sequence = (sequence + 1) & _SEQUENCE_MASK
+        if half.next_sequence == _UNKNOWN:
+            if not (syn or payload or truncated_bytes or flags & FLAG_FIN):
+                return events
+            half.next_sequence = sequence
+        self._place(half, sequence, segment, events)
+        return events
+
+    def _open(self, segment: TCPSegment, timestamp_ns: int, events: list[StreamEvent]) -> _Half:
+        """Open a connection and return the half that `segment` belongs to."""
+        if len(self._connections) >= self._maximum_connections:
+            self._evict(events)
+        source = Endpoint(segment.source, segment.source_port)
+        destination = Endpoint(segment.destination, segment.destination_port)
+        syn = bool(segment.flags & FLAG_SYN)
+        from_client = (
+            not segment.flags & FLAG_ACK if syn else segment.source_port >= segment.destination_port
+        )
+        client, server = (source, destination) if from_client else (destination, source)
+        connection = Connection(self._connection_count, client, server, timestamp_ns, syn)
+        self._connection_count += 1
+        direction = Direction.CLIENT_TO_SERVER if from_client else Direction.SERVER_TO_CLIENT
+        half = _Half(segment.flow, connection, direction)
+        half.other = _Half(_reverse(segment.flow), connection, direction.opposite)
+        half.other.other = half
+        if syn:
+            half.initial_sequence = segment.sequence
+        for each in (half.other, half):  # a socket connected to itself has one flow: the first
+            self._halves[each.flow] = each
+            self._lingering.pop(each.flow, None)
+        self._connections[connection] = half if from_client else half.other
+        events.append(StreamOpened(connection))
+        return half
+
+    def _evict(self, events: list[StreamEvent]) -> None:
+        while True:
+            connection, half = next(iter(self._connections.items()))
+            active = half.mark != half.offset or half.other.mark != half.other.offset
+            if not active:
+                self._close_connection(half, CloseReason.EVICTED, events)
+                return
+            half.mark, half.other.mark = half.offset, half.other.offset
+            self._connections[connection] = self._connections.pop(connection)
+
+    # Placing payload
+
+    def _place(
+        self, half: _Half, sequence: int, segment: TCPSegment, events: list[StreamEvent]
+    ) -> None:
+        """Put the segment's payload, which begins at `sequence`, where it belongs."""
+        payload, truncated_bytes = segment.payload, segment.truncated_bytes
+        distance = (sequence - half.next_sequence) & _SEQUENCE_MASK
+        if distance > _SEQUENCE_MASK >> 1:
+            distance -= _SEQUENCE_MASK + 1
+        if abs(distance) > _LARGEST_WINDOW_BYTES:
+            self.ignored_segments += 1
+            return
+        start = half.offset + distance
+        end = start + len(payload)
+        beyond = end + truncated_bytes
+        # A FIN before what was passed on already is an old one, or forged: receivers ignore it.
+        if segment.flags & FLAG_FIN and half.fin_offset is None and beyond >= half.offset:
+            half.fin_offset = beyond
+        if distance < 0:
+            old = payload[:-distance]
+            if not (distance == -1 and len(payload) <= 1):  # else it is a keep-alive
+                self._compare_history(half, start, old, events)
+            payload = payload[len(old) :]
+            start, end = half.offset, max(half.offset, end)
+            truncated_bytes = max(0, beyond - end)
+        if start == half.offset and not half.pieces:
+            if payload:
+                self._deliver(half, payload, events)
+            if truncated_bytes:
+                self._skip(half, truncated_bytes, events)
+        else:
+            self._insert(half, start, payload, events)
+            if truncated_bytes:
+                self._insert_piece(half, _Piece(end, beyond, None))
+            self._drain(half, events)
+            self._enforce_bounds(half, events)
+        self._close_at_fin(half, events)
+
+    def _deliver(self, half: _Half, payload: memoryview, events: list[StreamEvent]) -> None:
+        if payload.obj is not self._chunk:
+            self._begin_era(payload)
+        half.history.append((half.offset, payload))
+        self._era.append(half)
+        half.advance(len(payload))
+        events.append(StreamData(half.connection, half.direction, payload))
+
+    def _skip(self, half: _Half, missing_bytes: int, events: list[StreamEvent]) -> None:
+        half.advance(missing_bytes)
+        events.append(StreamGap(half.connection, half.direction, missing_bytes))
+
+    def _insert(
+        self, half: _Half, start: int, payload: memoryview, events: list[StreamEvent]
+    ) -> None:
+        """Buffer the parts of `payload` that no waiting piece covers; compare the others."""
+        end = start + len(payload)
+        position, conflict = start, _UNKNOWN
+        index = bisect_right(half.pieces, start, key=itemgetter(0))
+        if index and half.pieces[index - 1].end > start:
+            index -= 1
+        parts = []
+        for piece in half.pieces[index : bisect_left(half.pieces, end, key=itemgetter(0))]:
+            if piece.start > position:
+                parts.append((position, piece.start))
+            low, high = max(position, piece.start), min(end, piece.end)
+            if piece.data is not None and conflict == _UNKNOWN:
+                ours = piece.data[low - piece.start : high - piece.start]
+                difference = _first_difference(ours, bytes(payload[low - start : high - start]))
+                conflict = _UNKNOWN if difference is None else low + difference
+            position = high
+        if position < end:
+            parts.append((position, end))
+        for low, high in parts:
+            data = bytes(payload[low - start : high - start])
+            self._insert_piece(half, _Piece(low, high, data))
+        if conflict != _UNKNOWN:
+            events.append(StreamConflict(half.connection, half.direction, conflict))
+
+    def _insert_piece(self, half: _Half, piece: _Piece) -> None:
+        """Insert a piece unless others cover its beginning; cut it where the next one begins."""
+        index = bisect_right(half.pieces, piece.start, key=itemgetter(0))
+        if index and half.pieces[index - 1].end > piece.start:
+            return
+        if index < len(half.pieces) and half.pieces[index].start < piece.end:
+            piece = piece._replace(end=half.pieces[index].start)
+        half.pieces.insert(index, piece)
+        self._charge(half, len(piece.data or b"") + _PIECE_OVERHEAD_BYTES)
+
+    def _charge(self, half: _Half, cost: int) -> None:
+        """Account for waiting bytes that came (or, negative, went)."""
+        half.waiting_bytes += cost
+        self._waiting_bytes += cost
+        if half.waiting_bytes:
+            self._waiting.setdefault(half)
+        else:
+            self._waiting.pop(half, None)
+
+    def _drain(self, half: _Half, events: list[StreamEvent]) -> None:
+        """Pass on the waiting pieces that nothing is missing before."""
+        count = cost = 0
+        for piece in half.pieces:
+            if piece.start != half.offset:
+                break
+            if piece.data is None:
+                self._skip(half, piece.end - piece.start, events)
+            else:
+                self._deliver(half, memoryview(piece.data), events)
+            count += 1
+            cost += len(piece.data or b"") + _PIECE_OVERHEAD_BYTES
+        if count:
+            del half.pieces[:count]
+            self._charge(half, -cost)
+
+    def _give_up_hole(self, half: _Half, events: list[StreamEvent]) -> None:
+        self._skip(half, half.pieces[0].start - half.offset, events)
+        self._drain(half, events)
+
+    def _enforce_bounds(self, half: _Half, events: list[StreamEvent]) -> None:
+        while half.waiting_bytes > self._direction_bytes:
+            self._give_up_hole(half, events)
+        while self._waiting_bytes > self._total_bytes:
+            longest = next(iter(self._waiting))
+            self._give_up_hole(longest, events)
+            self._close_at_fin(longest, events)
+
+    # Ends
+
+    def _close_at_fin(self, half: _Half, events: list[StreamEvent]) -> None:
+        if half.closed or half.fin_offset is None or half.offset < half.fin_offset:
+            return
+        self._close_half(half, CloseReason.FIN, events)
+        if half.other.closed:
+            self._forget(half)
+
+    def _reset(self, half: _Half, sequence: int, events: list[StreamEvent]) -> None:
+        """Close the connection, if the RST is one that its receiver can have believed."""
+        distance = (sequence - half.next_sequence + _LARGEST_WINDOW_BYTES) & _SEQUENCE_MASK
+        # A refused SYN is answered with a RST of a half that never began, and a closed half
+        # no longer tracks its sequence numbers.
+        begun = half.next_sequence != _UNKNOWN and not half.closed
+        if begun and distance > 2 * _LARGEST_WINDOW_BYTES:
+            self.ignored_segments += 1
+            return
+        self._close_connection(half, CloseReason.RST, events)
+
+    def _close_connection(self, half: _Half, how: CloseReason, events: list[StreamEvent]) -> None:
+        first = half if half.direction is Direction.CLIENT_TO_SERVER else half.other
+        for each in (first, first.other):
+            if each.closed:
+                continue
+            while each.pieces:
+                self._give_up_hole(each, events)
+            reason = how
+            if each.fin_offset is not None:
+                reason = CloseReason.FIN
+                if each.offset < each.fin_offset:
+                    self._skip(each, each.fin_offset - each.offset, events)
+            self._close_half(each, reason, events)
+        self._forget(half)
+
+    def _close_half(self, half: _Half, how: CloseReason, events: list[StreamEvent]) -> None:
+        half.closed = True
+        half.next_sequence = _UNKNOWN
+        half.pieces = []
+        half.history = []
+        self._charge(half, -half.waiting_bytes)
+        events.append(StreamClosed(half.connection, half.direction, how))
+
+    def _forget(self, half: _Half) -> None:
+        self._connections.pop(half.connection, None)
+        for each in (half, half.other):
+            self._halves.pop(each.flow, None)
+            self._lingering[each.flow] = None
+        while len(self._lingering) > _LINGERING_FLOWS:
+            del self._lingering[next(iter(self._lingering))]
+
+    # Remembered bytes
+
+    def _begin_era(self, payload: memoryview) -> None:
+        """Remember payloads of another chunk, and forget those of the oldest ones."""
+        self._chunk = payload.obj
+        size = memoryview(payload.obj).nbytes + _ERA_OVERHEAD_BYTES
+        self._era = []
+        self._eras.append((size, self._era))
+        self._pinned_bytes += size
+        while self._pinned_bytes > self._history_bytes and len(self._eras) > 1:
+            size, era = self._eras.popleft()
+            self._pinned_bytes -= size
+            for half, count in Counter(era).items():
+                del half.history[:count]
+
+    def _compare_history(
+        self, half: _Half, start: int, old: memoryview, events: list[StreamEvent]
+    ) -> None:
+        """Compare a retransmission that begins at offset `start` with what was passed on."""
+        end = start + len(old)
+        index = max(0, bisect_right(half.history, start, key=itemgetter(0)) - 1)
+        for offset, payload in half.history[index:]:
+            if offset >= end:
+                break
+            low, high = max(start, offset), min(end, offset + len(payload))
+            if low >= high:
+                continue
+            ours = bytes(payload[low - offset : high - offset])
+            difference = _first_difference(ours, bytes(old[low - start : high - start]))
+            if difference is not None:
+                position = low + difference
+                events.append(StreamConflict(half.connection, half.direction, position))
+                return
+
+
+def _reverse(flow: bytes) -> bytes:
+    middle = len(flow) // 2 - 2
+    return flow[middle:-4] + flow[:middle] + flow[-2:] + flow[-4:-2]
+
+
+def _first_difference(one: bytes, other: bytes) -> int | None:
+    """Return the index of the first byte in which two strings of one length differ."""
+    if one == other:
+        return None
+    return next(
+        index for index, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1]
+    )
