@@ -1,0 +1,258 @@
+"""The one module that reaches below pyOpenSSL's public API.
+
+pyOpenSSL has no call for groups, signature schemes, expected names, whether a session was resumed,
+or whether extended main secret was used; the binding that it stands on (`OpenSSL._util`) has all of
+them. They are gathered here so that a change of that binding breaks one module, and the functions
+take and return pyOpenSSL's objects and plain values, so that no pointer leaves.
+
+Four of them deserve their reasons.
+
+**`read_into`** reads into the caller's buffer. `Connection.recv_into` reads into a temporary one
+and copies, because it predates writable `ffi.from_buffer`.
+
+**`set_alpn_selection`** replaces pyOpenSSL's, which keeps the exception of a failed selection on
+the *context*, where the next connection of any thread raises it, and which cannot say
+no_application_protocol (RFC 7301 section 3.2) without one. This one answers from a table, raises
+nothing, and lets the answer point into the client's own list, so nothing must be kept alive.
+
+**`draw_fatal_alert`** makes the library send a fatal alert after a finished handshake. libssl has
+no function for that: it sends alerts only for what it finds wrong itself. So it is handed, in
+place of the peer's bytes, one record header that no version allows, and does the rest: it seals the
+alert under the session's keys, and refuses every later use of the connection. The price is that
+the description is the library's choice: protocol_version on TLS 1.2 and unexpected_message on
+TLS 1.3. Neither is the handshake_failure one would pick; both are fatal, authentic, and cannot be
+mistaken for an orderly end of data, as close_notify could. Records waiting to be written are not
+lost, since the old output side is drained first.
+
+**`clear_error_queue`** must run before each call into libssl: the queue is per thread and shared
+with everything else that uses OpenSSL in it, and `SSL_get_error` takes a stale entry for a failure
+of this connection.
+"""
+
+# ruff: noqa: SLF001 - pyOpenSSL keeps the pointers that the binding wants in private attributes
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from OpenSSL import SSL
+from OpenSSL._util import ffi, lib
+
+from transport.errors import AlertDescription, PolicyViolation
+from transport.translation import queued_reasons, translate_error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from ipaddress import IPv4Address, IPv6Address
+
+    from transport.errors import TransportError
+
+__all__ = [
+    "clear_error_queue",
+    "draw_fatal_alert",
+    "error_of_connection",
+    "expect_address",
+    "expect_name",
+    "extended_main_secret",
+    "library_version",
+    "pending_output_bytes",
+    "read_into",
+    "session_reused",
+    "set_alpn_selection",
+    "set_groups",
+    "set_modes",
+    "set_signature_schemes",
+    "set_verification_strictness",
+    "weakening_options",
+]
+
+# Options that a configuration file can set on a context behind the builder's back and that the
+# binding cannot take off again; the numbers are those of OpenSSL's public header ssl.h.
+_WEAKENING_OPTIONS: Final = {
+    1 << 0: "NO_EXTENDED_MASTER_SECRET",
+    1 << 2: "LEGACY_SERVER_CONNECT",
+    1 << 7: "IGNORE_UNEXPECTED_EOF",
+    1 << 8: "ALLOW_CLIENT_RENEGOTIATION",
+    1 << 10: "ALLOW_NO_DHE_KEX",
+    1 << 18: "ALLOW_UNSAFE_LEGACY_RENEGOTIATION",
+    1 << 24: "NO_ANTI_REPLAY",
+    1 << 35: "PREFER_NO_DHE_KEX",
+}
+_MODE_NO_AUTO_CHAIN: Final = 0x8  # ssl.h; not in the binding
+
+# An application_data record of version 2.0: TLS 1.2 refuses its version, and TLS 1.3, which
+# looks at the type of a protected record first, is given the type of a plaintext handshake.
+_IMPOSSIBLE_RECORDS: Final = {
+    SSL.TLS1_3_VERSION: (b"\x16\x03\x03\x00\x20" + bytes(32), AlertDescription.unexpected_message),
+}
+_IMPOSSIBLE_RECORD: Final = (
+    b"\x17\x02\x00\x00\x20" + bytes(32),
+    AlertDescription.protocol_version,
+)
+
+
+def library_version() -> str:
+    """Return the version line of the TLS library in use."""
+    return SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode("ascii", "replace")
+
+
+def clear_error_queue() -> None:
+    """Empty this thread's OpenSSL error queue."""
+    lib.ERR_clear_error()
+
+
+def set_groups(context: SSL.Context, names: str) -> None:
+    """Set the groups, in the library's list syntax. Raises `PolicyViolation` if one is unknown."""
+    _require_taken(lib.SSL_CTX_set1_curves_list(context._context, names.encode()), "groups", names)
+
+
+def set_signature_schemes(context: SSL.Context, names: str) -> None:
+    """Set the signature schemes, colon-separated. Raises `PolicyViolation` if one is unknown."""
+    taken = lib.SSL_CTX_set1_sigalgs_list(context._context, names.encode())
+    _require_taken(taken, "signature schemes", names)
+
+
+def _require_taken(result: int, what: str, names: str) -> None:
+    if result != 1:
+        lib.ERR_clear_error()
+        raise PolicyViolation(
+            f"the TLS library ({library_version()}) does not know all of the {what} {names}",
+            advice="install the cryptography wheel from PyPI, which bundles a current OpenSSL",
+        )
+
+
+def weakening_options(context: SSL.Context) -> tuple[str, ...]:
+    """Return the names of options set on the context that weaken it."""
+    options = int(lib.SSL_CTX_get_options(context._context))
+    return tuple(name for bit, name in _WEAKENING_OPTIONS.items() if options & bit)
+
+
+def set_modes(context: SSL.Context) -> None:
+    """Set how connections of the context write and keep buffers (see `transport.context`)."""
+    lib.SSL_CTX_clear_mode(context._context, lib.SSL_MODE_ENABLE_PARTIAL_WRITE)
+    lib.SSL_CTX_set_mode(context._context, lib.SSL_MODE_RELEASE_BUFFERS | _MODE_NO_AUTO_CHAIN)
+
+
+def set_verification_strictness(context: SSL.Context) -> None:
+    """Check certificates strictly by RFC 5280, with each trust anchor an end of its paths."""
+    flags = lib.X509_V_FLAG_X509_STRICT | lib.X509_V_FLAG_PARTIAL_CHAIN
+    lib.X509_VERIFY_PARAM_set_flags(lib.SSL_CTX_get0_param(context._context), flags)
+
+
+def expect_name(connection: SSL.Connection, name: str) -> None:
+    """Let the handshake fail unless the peer's certificate carries this DNS name (RFC 9525)."""
+    param = lib.SSL_get0_param(connection._ssl)
+    # RFC 9525 section 6.3: "*" is a whole label; section 2: the subject's common name is no name.
+    lib.X509_VERIFY_PARAM_set_hostflags(
+        param, lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | lib.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
+    )
+    encoded = name.encode("ascii")
+    _require_set(lib.X509_VERIFY_PARAM_set1_host(param, encoded, len(encoded)), name)
+
+
+def expect_address(connection: SSL.Connection, address: IPv4Address | IPv6Address) -> None:
+    """Let the handshake fail unless the peer's certificate carries this IP address (RFC 9525)."""
+    param = lib.SSL_get0_param(connection._ssl)
+    packed = address.packed
+    _require_set(lib.X509_VERIFY_PARAM_set1_ip(param, packed, len(packed)), str(address))
+
+
+def _require_set(result: int, name: str) -> None:
+    if result != 1:
+        lib.ERR_clear_error()
+        raise PolicyViolation(
+            f"the TLS library refuses {name!r} as the expected peer",
+            advice="pass a DNS name or an IP address as server_hostname",
+        )
+
+
+def set_alpn_selection(context: SSL.Context, protocols: Sequence[bytes]) -> None:
+    """Let a server choose its most preferred protocol, or end with no_application_protocol."""
+    preferred = tuple(protocols)
+
+    def select(_ssl: Any, out: Any, out_length: Any, offered: Any, length: int, _arg: Any) -> int:
+        positions: dict[bytes, int] = {}
+        position = 0
+        while position < length:
+            size = offered[position]
+            name = bytes(ffi.buffer(offered + position + 1, size))
+            positions.setdefault(name, position)
+            position += 1 + size
+        for name in preferred:
+            if name in positions:
+                out[0] = offered + positions[name] + 1
+                out_length[0] = len(name)
+                return int(lib.SSL_TLSEXT_ERR_OK)
+        return int(lib.SSL_TLSEXT_ERR_ALERT_FATAL)
+
+    callback = ffi.callback(
+        "int(SSL *, unsigned char **, unsigned char *, unsigned char *, unsigned int, void *)",
+        select,
+    )
+    # The C side holds no reference: the callback lives as long as its context.
+    context._alpn_select_callback = callback
+    lib.SSL_CTX_set_alpn_select_cb(context._context, callback, ffi.NULL)
+
+
+def extended_main_secret(connection: SSL.Connection) -> bool:
+    """Return whether the finished handshake of TLS 1.2 used RFC 7627."""
+    return int(lib.SSL_get_extms_support(connection._ssl)) == 1
+
+
+def session_reused(connection: SSL.Connection) -> bool:
+    """Return whether the finished handshake resumed an earlier session."""
+    return int(lib.SSL_session_reused(connection._ssl)) == 1
+
+
+def read_into(connection: SSL.Connection, buffer: memoryview) -> int:
+    """Read at most a record of plaintext into `buffer`, which must not be empty.
+
+    Returns the number of bytes; raises what `SSL.Connection.recv` raises.
+    """
+    with ffi.from_buffer(buffer, require_writable=True) as target:
+        result = int(lib.SSL_read(connection._ssl, target, min(len(target), 0x7FFFFFFF)))
+    if result <= 0:
+        connection._raise_ssl_error(connection._ssl, result)
+    return result
+
+
+def pending_output_bytes(connection: SSL.Connection) -> int:
+    """Return how many bytes wait in the memory BIO to be sent to the peer."""
+    start = ffi.new("char **")
+    return int(lib.BIO_get_mem_data(connection._from_ssl, start))
+
+
+def draw_fatal_alert(connection: SSL.Connection) -> tuple[bytes, AlertDescription]:
+    """Make the library produce a fatal alert; return the record to send and its description.
+
+    Call it after a finished handshake, with all other output already taken. The connection
+    cannot be used afterwards.
+    """
+    record, description = _IMPOSSIBLE_RECORDS.get(
+        connection.get_protocol_version(), _IMPOSSIBLE_RECORD
+    )
+    source, sink = lib.BIO_new(lib.BIO_s_mem()), lib.BIO_new(lib.BIO_s_mem())
+    lib.BIO_write(source, record, len(record))
+    lib.SSL_set_bio(connection._ssl, source, sink)  # takes both over and frees the old ones
+    connection._into_ssl, connection._from_ssl = source, sink
+    scratch = ffi.new("char[]", 1)
+    lib.ERR_clear_error()
+    lib.SSL_read(connection._ssl, scratch, 1)
+    lib.ERR_clear_error()
+    start = ffi.new("char **")
+    length = int(lib.BIO_get_mem_data(sink, start))
+    return bytes(ffi.buffer(start[0], length)), description
+
+
+def error_of_connection(connection: SSL.Connection, error: SSL.Error) -> TransportError:
+    """Translate an error that a call on `connection` raised."""
+    result, text = 0, ""
+    if "certificate verify failed" in queued_reasons(error):
+        result = int(lib.SSL_get_verify_result(connection._ssl))
+        text = ffi.string(lib.X509_verify_cert_error_string(result)).decode("ascii", "replace")
+    return translate_error(
+        error,
+        verify_result=result,
+        verify_text=text,
+        tls_1_3=connection.get_protocol_version() == SSL.TLS1_3_VERSION,
+    )
