@@ -1,8 +1,8 @@
 """The one builder of `SSL.Context`, for both sides and both engines.
 
 A context is made once and used for many connections; after the first it is immutable, so a new
-credential or policy means a new context. Building one costs about half a millisecond, most of it the
-self-check, and a handshake then does no work in Python beyond its calls into the library: there
+credential or policy means a new context. Building one costs about half a millisecond, most of it
+the self-check, and a handshake then does no work in Python beyond its calls into the library: there
 are no per-message callbacks, and none at all unless a key log or ALPN is asked for.
 
 What is set, and why it is not left to the library's defaults:
@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -55,6 +56,7 @@ __all__ = [
     "client_context",
     "read_handshake_facts",
     "server_context",
+    "shared_client_context",
     "verify_context",
 ]
 
@@ -79,6 +81,7 @@ _SECURITY_LEVELS: Final = ((15360, 5), (7680, 4), (3072, 3), (2048, 2))
 _SESSION_ID_CONTEXT_BYTES: Final = 32
 _SIGNALLING_SUITES: Final = frozenset({0x00FF, 0x5600})  # RFC 5746 and RFC 7507: not real suites
 _MAX_ALPN_PROTOCOL_BYTES: Final = 255
+_SHARED_CONTEXTS: Final = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,6 +138,37 @@ def client_context(
         context.set_alpn_protos(list(_encode_alpn(alpn_protocols)))
     verify_context(context, policy)
     return EndpointContext(context, policy, False, True)  # noqa: FBT003 - the fields' order is above
+
+
+def shared_client_context(
+    trust_anchors: TrustAnchors,
+    policy: SecurityPolicy,
+    *,
+    credential: Credential | None = None,
+    alpn_protocols: Sequence[str] = (),
+    key_log: KeyLog | None = None,
+) -> EndpointContext:
+    """Return a client's context, the same one again for the same anchors, policy and protocols.
+
+    One with a credential or a key log is built anew each time, so that nothing here keeps a private
+    key or a secret longer than its owner does. Raises what `server_context` raises.
+    """
+    if credential is None and key_log is None and not isinstance(alpn_protocols, str):
+        return _cached_client_context(trust_anchors, policy, tuple(alpn_protocols))
+    return client_context(
+        trust_anchors,
+        policy,
+        credential=credential,
+        alpn_protocols=alpn_protocols,
+        key_log=key_log,
+    )
+
+
+@lru_cache(maxsize=_SHARED_CONTEXTS)
+def _cached_client_context(
+    trust_anchors: TrustAnchors, policy: SecurityPolicy, alpn_protocols: tuple[str, ...]
+) -> EndpointContext:
+    return client_context(trust_anchors, policy, alpn_protocols=alpn_protocols)
 
 
 def _common_context(policy: SecurityPolicy, key_log: KeyLog | None) -> SSL.Context:

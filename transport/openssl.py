@@ -80,6 +80,8 @@ _WEAKENING_OPTIONS: Final = {
 }
 _MODE_NO_AUTO_CHAIN: Final = 0x8  # ssl.h; not in the binding
 
+_MAX_ALERT_RECORD_BYTES: Final = 512  # two bytes, and what protection adds
+
 # An application_data record of version 2.0: TLS 1.2 refuses its version, and TLS 1.3, which
 # looks at the type of a protected record first, is given the type of a plaintext handshake.
 _IMPOSSIBLE_RECORDS: Final = {
@@ -239,9 +241,9 @@ def draw_fatal_alert(connection: SSL.Connection) -> tuple[bytes, AlertDescriptio
     lib.ERR_clear_error()
     lib.SSL_read(connection._ssl, scratch, 1)
     lib.ERR_clear_error()
-    start = ffi.new("char **")
-    length = int(lib.BIO_get_mem_data(sink, start))
-    return bytes(ffi.buffer(start[0], length)), description
+    alert = ffi.new("char[]", _MAX_ALERT_RECORD_BYTES)
+    length = int(lib.BIO_read(sink, alert, _MAX_ALERT_RECORD_BYTES))
+    return bytes(ffi.buffer(alert, max(length, 0))), description
 
 
 def error_of_connection(connection: SSL.Connection, error: SSL.Error) -> TransportError:

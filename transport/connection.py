@@ -1,0 +1,410 @@
+"""The TLS core under both engines: one connection, no waiting, no clock.
+
+A `TLSCore` drives a pyOpenSSL `Connection`, bound to a non-blocking socket or, without one, to
+memory. It never waits: an operation that cannot go on says which direction it wants (`Want.READ`,
+`Want.WRITE`), and the engine above decides how to wait and for how long. `transport.blocking` waits
+in `poll(2)`, `transport.stream` in the event loop; all rules about TLS itself live here, once.
+
+**States.** A core is *new* until its handshake ends, then *open*; an error makes it *failed* for
+good, and every later call raises that same error. There is no way from *new* to the first
+application byte around `handshake`: `read` and `write` refuse until the negotiated parameters have
+been checked (`transport.negotiated`) and `negotiated` holds the proof.
+
+**The check comes after the handshake.** The library has then sent its Finished, so the peer may
+believe that the session stands. A violation is answered with a fatal alert (see
+`transport.openssl.draw_fatal_alert` for how, and for which one), after which the library itself
+refuses to read or write. No application byte is handed up or sent.
+
+**Writes are whole.** Partial writes are off: a `write` that returns `Want` has put part of its data
+on the wire, and OpenSSL demands that the next write repeat the same data. Two things follow. The
+engines let one write finish before the next begins. And a connection with a write half done cannot
+say close_notify, since the alert would land inside it: `close_notify` does nothing then, and the
+peer rightly sees a truncation.
+
+**Ends.** `read` returns ``b""`` on close_notify alone. The end of the socket without it is a
+`TruncatedStream`, and stays one: RFC 9846 section 6.1. TLS lets each direction close by itself
+(half-close), so reading goes on after our own close_notify, and writing after the peer's.
+
+**Closing a socket politely.** Closing a TCP socket with unread bytes makes the kernel send RST
+instead of FIN, and RST destroys what the peer has not read yet: our alert, our close_notify, or the
+data before it. Unread bytes are normal (a TLS 1.3 server sends tickets that a client which
+only writes never reads), so `close_politely` ends its own direction first, then discards what
+is there.
+
+A core is not safe for threads: OpenSSL allows one call at a time per connection. The engines see
+to that.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from enum import Enum
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from OpenSSL import SSL
+
+from transport import openssl
+from transport.context import read_handshake_facts
+from transport.errors import (
+    AlertDescription,
+    APIMisuse,
+    PolicyViolation,
+    TransportError,
+    TruncatedStream,
+)
+from transport.negotiated import verify_negotiated
+
+if TYPE_CHECKING:
+    from transport.context import EndpointContext
+    from transport.negotiated import NegotiatedSession
+
+__all__ = [
+    "MAX_RECORD_BYTES",
+    "MAX_WRITE_BYTES",
+    "TLSCore",
+    "Want",
+    "close_politely",
+    "prepare_socket",
+]
+
+MAX_RECORD_BYTES: Final = 16 * 1024  # RFC 9846 section 5.1: plaintext in one record
+MAX_WRITE_BYTES: Final = 1024 * 1024  # what one call into the library is given at most
+_MAX_EXPORT_BYTES: Final = 255 * 32  # RFC 5869 section 2.3, for the shorter of the hashes in use
+_MAX_DISCARDED_BYTES: Final = 256 * 1024
+_MAX_HOSTNAME_CHARACTERS: Final = 253
+_GONE: Final = frozenset({-1, errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED})
+
+
+class Want(Enum):
+    """What a connection waits for before the same call can go on."""
+
+    READ = "read"
+    WRITE = "write"
+
+
+class TLSCore:
+    """One TLS connection over a non-blocking socket, or over memory if `transport` is None.
+
+    A client needs `server_hostname`, a DNS name or an IP address that the server's certificate must
+    carry; the name is also sent as server_name (RFC 6066 section 3). Raises `APIMisuse`.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_endpoint",
+        "_failure",
+        "_last_words",
+        "_negotiated",
+        "_sent_close_notify",
+        "_transport",
+        "_write_pending",
+    )
+
+    def __init__(
+        self,
+        endpoint: EndpointContext,
+        transport: socket.socket | None,
+        *,
+        server_hostname: str | None = None,
+    ) -> None:
+        self._endpoint = endpoint
+        self._transport = transport
+        self._negotiated: NegotiatedSession | None = None
+        self._failure: TransportError | None = None
+        self._sent_close_notify = False
+        self._write_pending = False
+        self._last_words = b""
+        self._connection = SSL.Connection(endpoint.context, transport)
+        if endpoint.server_side:
+            if server_hostname is not None:
+                raise APIMisuse(
+                    "server_hostname was given for a server",
+                    advice="leave it out: it names the peer of a client",
+                )
+            self._connection.set_accept_state()
+        else:
+            self._expect(server_hostname)
+            self._connection.set_connect_state()
+
+    def _expect(self, server_hostname: str | None) -> None:
+        if not server_hostname:
+            raise APIMisuse(
+                "a client needs server_hostname, or it could not tell whom it talks to",
+                advice="pass the name or address that the server's certificate carries",
+            )
+        try:
+            address = ip_address(server_hostname)
+        except ValueError:
+            name = _ascii_hostname(server_hostname)
+            self._connection.set_tlsext_host_name(name.encode("ascii"))
+            openssl.expect_name(self._connection, name)
+        else:
+            openssl.expect_address(self._connection, address)
+
+    @property
+    def negotiated(self) -> NegotiatedSession:
+        """The proof of what was negotiated. Raises `APIMisuse` before the handshake is done."""
+        if self._negotiated is None:
+            raise APIMisuse("the handshake is not done yet", advice="call do_handshake() first")
+        return self._negotiated
+
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes of plaintext can be read without the socket becoming readable."""
+        return 0 if self._failure is not None else self._connection.pending()
+
+    @property
+    def is_established(self) -> bool:
+        """Whether the handshake is done and checked."""
+        return self._negotiated is not None
+
+    def handshake(self) -> Want | None:
+        """Take the handshake as far as it goes; None when it is done and checked.
+
+        Raises `TransportError` of any kind but `HandshakeTimeout`.
+        """
+        self._require_not_failed()
+        if self._negotiated is not None:
+            return None
+        openssl.clear_error_queue()
+        try:
+            self._connection.do_handshake()
+        except SSL.WantReadError:
+            return Want.READ
+        except SSL.WantWriteError:
+            return Want.WRITE
+        except SSL.Error as error:
+            self._fail(error)
+        try:
+            self._negotiated = verify_negotiated(
+                read_handshake_facts(self._connection),
+                self._endpoint.policy,
+                require_peer_certificate=self._endpoint.require_peer_certificate,
+            )
+        except PolicyViolation as violation:
+            violation.alert_sent = self._send_fatal_alert()
+            self._failure = violation
+            raise
+        return None
+
+    def read(self, limit_bytes: int) -> bytes | Want:
+        """Return at most `limit_bytes` of plaintext, at most a record; empty on close_notify.
+
+        Raises `TruncatedStream`, `AlertReceived`, `PeerMisbehaved`.
+        """
+        self._require_open()
+        if limit_bytes <= 0:
+            return b""
+        openssl.clear_error_queue()
+        try:
+            return self._connection.recv(min(limit_bytes, MAX_RECORD_BYTES))
+        except SSL.Error as error:
+            return self._want_or_end(error) or b""
+
+    def read_into(self, buffer: memoryview) -> int | Want:
+        """Read plaintext into `buffer` and return its length; zero on close_notify, else as `read`.
+
+        An empty buffer reads nothing and returns zero.
+        """
+        self._require_open()
+        if not buffer:
+            return 0
+        openssl.clear_error_queue()
+        try:
+            return openssl.read_into(self._connection, buffer)
+        except SSL.Error as error:
+            return self._want_or_end(error) or 0
+
+    def _want_or_end(self, error: SSL.Error) -> Want | None:
+        if isinstance(error, SSL.WantReadError):
+            return Want.READ
+        if isinstance(error, SSL.WantWriteError):
+            return Want.WRITE
+        if not isinstance(error, SSL.ZeroReturnError):
+            self._fail(error)
+        return None
+
+    def write(self, data: bytes | memoryview) -> int | Want:
+        """Send `data`, at most `MAX_WRITE_BYTES`, whole; return its length.
+
+        On `Want`, the next call must repeat the same data. Raises `APIMisuse` after `close_notify`,
+        `OSError` where the socket fails, `AlertReceived` where the peer ended the session.
+        """
+        self._require_open()
+        if self._sent_close_notify:
+            raise APIMisuse("this side has ended its data", advice="write before closing")
+        if not data:
+            return 0
+        openssl.clear_error_queue()
+        try:
+            count = self._connection.send(data)
+        except SSL.WantReadError:
+            self._write_pending = True
+            return Want.READ
+        except SSL.WantWriteError:
+            self._write_pending = True
+            return Want.WRITE
+        except SSL.Error as error:
+            self._fail(error)
+        self._write_pending = False
+        return count
+
+    def close_notify(self) -> Want | None:
+        """Say that no more data comes, if that can still be said; None when done.
+
+        Does nothing before the handshake is done, after a failure and inside a write. Raises
+        nothing: a peer that is gone needs no goodbye.
+        """
+        if (
+            self._sent_close_notify
+            or self._negotiated is None
+            or self._failure is not None
+            or self._write_pending
+        ):
+            return None
+        openssl.clear_error_queue()
+        try:
+            self._connection.shutdown()
+        except SSL.WantWriteError:
+            return Want.WRITE
+        except SSL.Error:
+            openssl.clear_error_queue()
+        self._sent_close_notify = True
+        return None
+
+    def abandon(self) -> None:
+        """Refuse every later call; must precede closing the socket, whose number may be reused."""
+        if self._failure is None:
+            self._failure = APIMisuse("the connection is closed", advice="open a new one")
+
+    def fail(self, error: TransportError) -> None:
+        """Make the connection failed for a reason found outside, such as a deadline."""
+        if self._failure is None:
+            self._failure = error
+
+    def export_keying_material(
+        self, label: str, length_bytes: int, context: bytes | None = None
+    ) -> bytes:
+        """Return keying material bound to this session (RFC 9846 section 7.5, RFC 5705).
+
+        Both sides get the same bytes for the same label, length (1 to 8160) and context. Raises
+        `APIMisuse` for another length and before the handshake is done.
+        """
+        self._require_open()
+        if not 1 <= length_bytes <= _MAX_EXPORT_BYTES:
+            raise APIMisuse(
+                f"{length_bytes} bytes of keying material were asked for",
+                advice=f"ask for 1 to {_MAX_EXPORT_BYTES}",
+            )
+        openssl.clear_error_queue()
+        return self._connection.export_keying_material(label.encode("utf-8"), length_bytes, context)
+
+    def receive_data(self, data: bytes | memoryview) -> None:
+        """Hand over bytes from the peer; only without a socket."""
+        self._require_memory()
+        if data and self._failure is None:
+            self._connection.bio_write(data)
+
+    def receive_end(self) -> None:
+        """Say that the peer's bytes have ended; only without a socket."""
+        self._require_memory()
+        if self._failure is None:
+            self._connection.bio_shutdown()
+
+    def data_to_send(self) -> bytes:
+        """Return the bytes to take to the peer, perhaps none; only without a socket."""
+        self._require_memory()
+        last_words, self._last_words = self._last_words, b""
+        pending = openssl.pending_output_bytes(self._connection)
+        return (self._connection.bio_read(pending) if pending else b"") + last_words
+
+    def _require_memory(self) -> None:
+        if self._transport is not None:
+            raise APIMisuse("this connection is bound to a socket", advice="use the socket")
+
+    def _require_not_failed(self) -> None:
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
+
+    def _require_open(self) -> None:
+        self._require_not_failed()
+        if self._negotiated is None:
+            raise APIMisuse("the handshake is not done yet", advice="call do_handshake() first")
+
+    def _fail(self, error: SSL.Error) -> NoReturn:
+        if isinstance(error, SSL.SysCallError):
+            number = error.args[0]
+            if number not in _GONE:
+                raise OSError(number, os.strerror(number)) from error
+            when = "" if self._negotiated is not None else " during the handshake"
+            self._failure = TruncatedStream(
+                f"the peer closed the connection{when} without close_notify",
+                advice="treat what was read as incomplete"
+                if self._negotiated is not None
+                else "look into the peer's log for the reason",
+            )
+        elif isinstance(error, SSL.ZeroReturnError):
+            self._failure = TruncatedStream(
+                "the peer said close_notify during the handshake",
+                advice="look into the peer's log for the reason",
+                alert_received=AlertDescription.close_notify,
+            )
+        else:
+            self._failure = openssl.error_of_connection(self._connection, error)
+        raise self._failure from error
+
+    def _send_fatal_alert(self) -> AlertDescription | None:
+        """Send the one fatal alert that can be had; None if the peer is gone already."""
+        earlier = self.data_to_send() if self._transport is None else b""
+        record, description = openssl.draw_fatal_alert(self._connection)
+        if self._transport is None:
+            self._last_words = earlier + record
+            return description
+        try:
+            sent = self._transport.send(record)
+        except OSError:
+            return None
+        return description if sent == len(record) else None
+
+
+def prepare_socket(transport: socket.socket) -> None:
+    """Make a connected socket fit for a `TLSCore`: non-blocking, and without Nagle's algorithm.
+
+    Records are written whole, so there is nothing to gather that would be worth the delay.
+    """
+    transport.settimeout(0)
+    if transport.family in (socket.AF_INET, socket.AF_INET6):
+        transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def close_politely(transport: socket.socket) -> None:
+    """Close a non-blocking socket so that the peer can still read what was sent to it.
+
+    Ends our direction, discards what has arrived (256 KiB at most), closes; never waits.
+    """
+    try:
+        transport.shutdown(socket.SHUT_WR)
+        discarded = 0
+        while discarded < _MAX_DISCARDED_BYTES and (chunk := transport.recv(64 * 1024)):
+            discarded += len(chunk)
+        transport.shutdown(socket.SHUT_RDWR)  # wakes threads that still wait in poll(2)
+    except OSError:  # not connected any more, or nothing more to discard
+        pass
+    finally:
+        transport.close()
+
+
+def _ascii_hostname(name: str) -> str:
+    """Return the name as certificates spell it (IDNA A-labels), without a final dot."""
+    try:
+        encoded = name.rstrip(".").encode("idna").decode("ascii")
+    except UnicodeError as error:
+        raise APIMisuse(
+            f"{name!r} is not a host name", advice="pass a DNS name or an IP address"
+        ) from error
+    if not encoded or len(encoded) > _MAX_HOSTNAME_CHARACTERS or "\0" in encoded:
+        raise APIMisuse(f"{name!r} is not a host name", advice="pass a DNS name or an IP address")
+    return encoded

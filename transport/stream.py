@@ -1,0 +1,295 @@
+"""The asyncio engine: `open_connection` and `start_server`.
+
+What they hand out is a `transport.tls_stream.TLSStream`. A server accepts in a callback of the
+loop and gives each connection a task of its own: first the handshake, under its deadline, then the
+handler. A handler therefore never sees a connection whose negotiated parameters were not checked,
+and a client that stalls its handshake holds up nobody else.
+
+**Running out of descriptors.** `accept` then fails at once, and goes on failing while the listening
+socket stays readable, so the loop would spin. Accepting pauses for a second instead, as asyncio's
+own server does; the clients wait in the kernel's queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from typing import TYPE_CHECKING, Final, Self
+
+from transport.context import EndpointContext, server_context, shared_client_context
+from transport.policy import DEFAULT_POLICY, SecurityPolicy
+from transport.tls_socket import DEFAULT_HANDSHAKE_TIMEOUT_SECONDS
+from transport.tls_stream import (
+    DEFAULT_LIMIT_BYTES,
+    DEFAULT_SHUTDOWN_TIMEOUT_SECONDS,
+    TLSStream,
+    establish,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from types import TracebackType
+
+    from certs.credential import Credential, TrustAnchors
+    from transport.key_log import KeyLog
+
+    Handler = Callable[[TLSStream], Awaitable[None]]
+    HandshakeFailure = Callable[[object, OSError], None]
+
+__all__ = ["TLSServer", "open_connection", "start_server"]
+
+_LOGGER: Final = logging.getLogger(__name__)
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_ACCEPT_PAUSE_SECONDS: Final = 1.0
+_DEFAULT_BACKLOG: Final = 511
+_MAX_ACCEPTS_PER_TURN: Final = 64
+
+
+async def open_connection(
+    host: str,
+    port: int,
+    *,
+    trust_anchors: TrustAnchors,
+    server_hostname: str | None = None,
+    credential: Credential | None = None,
+    policy: SecurityPolicy = DEFAULT_POLICY,
+    alpn_protocols: Sequence[str] = (),
+    key_log: KeyLog | None = None,
+    timeout_seconds: float = DEFAULT_HANDSHAKE_TIMEOUT_SECONDS,
+    shutdown_timeout_seconds: float = DEFAULT_SHUTDOWN_TIMEOUT_SECONDS,
+    limit_bytes: int = DEFAULT_LIMIT_BYTES,
+) -> TLSStream:
+    """Connect to a server and do the handshake, both within `timeout_seconds`.
+
+    The server's certificate must carry `server_hostname`, which is the host unless given.
+    `limit_bytes` bounds `readuntil`. Raises `TransportError`, `TimeoutError` and `OSError`.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_seconds
+    endpoint = shared_client_context(
+        trust_anchors,
+        policy,
+        credential=credential,
+        alpn_protocols=alpn_protocols,
+        key_log=key_log,
+    )
+    async with asyncio.timeout_at(deadline):
+        transport = await _connect(host, port)
+    return await establish(
+        transport,
+        endpoint,
+        server_hostname=server_hostname or host,
+        handshake_timeout_seconds=deadline - loop.time(),
+        shutdown_timeout_seconds=shutdown_timeout_seconds,
+        limit_bytes=limit_bytes,
+    )
+
+
+async def _connect(host: str, port: int) -> socket.socket:
+    """Connect to the first address of `host` that answers."""
+    loop = asyncio.get_running_loop()
+    failure = OSError(errno.EADDRNOTAVAIL, f"{host} has no address")
+    for family, kind, protocol, _name, address in await loop.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM
+    ):
+        transport = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+        try:
+            await loop.sock_connect(transport, address)
+        except OSError as error:
+            transport.close()
+            failure = error
+        except BaseException:
+            transport.close()
+            raise
+        else:
+            return transport
+    raise failure
+
+
+async def start_server(
+    handler: Handler,
+    host: str | None,
+    port: int,
+    *,
+    credential: Credential,
+    policy: SecurityPolicy = DEFAULT_POLICY,
+    client_anchors: TrustAnchors | None = None,
+    alpn_protocols: Sequence[str] = (),
+    key_log: KeyLog | None = None,
+    handshake_timeout_seconds: float = DEFAULT_HANDSHAKE_TIMEOUT_SECONDS,
+    shutdown_timeout_seconds: float = DEFAULT_SHUTDOWN_TIMEOUT_SECONDS,
+    limit_bytes: int = DEFAULT_LIMIT_BYTES,
+    backlog: int = _DEFAULT_BACKLOG,
+    on_handshake_failure: HandshakeFailure | None = None,
+) -> TLSServer:
+    """Serve TLS on every address of `host` (all addresses if None) and return the server.
+
+    `handler` is awaited with the `TLSStream` of each client that passed the handshake and its
+    check; the stream is closed after it, and aborted if it raises. `on_handshake_failure` is called
+    with the peer's address and the error of each that did not. With `client_anchors`, each client
+    must have a certificate that ends in one of them. Raises `APIMisuse` for a credential that the
+    policy cannot use, and `PolicyViolation` if the TLS library does not take the policy.
+    """
+    endpoint = server_context(
+        credential,
+        policy,
+        client_anchors=client_anchors,
+        alpn_protocols=alpn_protocols,
+        key_log=key_log,
+    )
+    listeners = await _listen(host, port, backlog)
+    server = TLSServer(
+        listeners,
+        endpoint,
+        handler,
+        handshake_timeout_seconds=handshake_timeout_seconds,
+        shutdown_timeout_seconds=shutdown_timeout_seconds,
+        limit_bytes=limit_bytes,
+        on_handshake_failure=on_handshake_failure,
+    )
+    server.resume_accepting()
+    return server
+
+
+async def _listen(host: str | None, port: int, backlog: int) -> tuple[socket.socket, ...]:
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    listeners: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _name, address in dict.fromkeys(found):
+            listener = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+            listeners.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                # Otherwise it would take the IPv4 address as well, which has its own socket.
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+            listener.listen(backlog)
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return tuple(listeners)
+
+
+class TLSServer:
+    """A TLS server in the event loop; made by `start_server`.
+
+    Leaving `async with` stops accepting, lets handlers finish within the shutdown timeout, and
+    cancels those that do not.
+    """
+
+    def __init__(
+        self,
+        listeners: tuple[socket.socket, ...],
+        endpoint: EndpointContext,
+        handler: Handler,
+        *,
+        handshake_timeout_seconds: float,
+        shutdown_timeout_seconds: float,
+        limit_bytes: int,
+        on_handshake_failure: HandshakeFailure | None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listeners = listeners
+        self._endpoint = endpoint
+        self._handler = handler
+        self._handshake_timeout_seconds = handshake_timeout_seconds
+        self._shutdown_timeout_seconds = shutdown_timeout_seconds
+        self._limit_bytes = limit_bytes
+        self._on_handshake_failure = on_handshake_failure
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._serving = True
+
+    def __repr__(self) -> str:
+        return f"<TLSServer on {len(self.sockets)} sockets with {len(self._tasks)} connections>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._shutdown_timeout_seconds)
+        for task in self._tasks:
+            task.cancel()
+        await self.wait_closed()
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """The listening sockets; none once closed."""
+        return self._listeners
+
+    def is_serving(self) -> bool:
+        """Return whether new connections are accepted."""
+        return self._serving
+
+    def close(self) -> None:
+        """Stop accepting; connections live on."""
+        self._serving = False
+        for listener in self._listeners:
+            self._loop.remove_reader(listener.fileno())
+            listener.close()
+        self._listeners = ()
+
+    async def wait_closed(self) -> None:
+        """Wait until every connection has ended."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def resume_accepting(self) -> None:
+        """Accept on every listening socket; `start_server` has called it already."""
+        for listener in self._listeners:
+            self._loop.add_reader(listener.fileno(), self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        # As many as are there, but not so many that others in the loop would starve.
+        for _ in range(_MAX_ACCEPTS_PER_TURN):
+            try:
+                transport, address = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                _LOGGER.warning("accepting pauses: %s", error.strerror)
+                self._loop.remove_reader(listener.fileno())
+                self._loop.call_later(_ACCEPT_PAUSE_SECONDS, self.resume_accepting)
+                return
+            task = self._loop.create_task(self._serve(transport, address))
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+
+    async def _serve(self, transport: socket.socket, address: object) -> None:
+        try:
+            stream = await establish(
+                transport,
+                self._endpoint,
+                handshake_timeout_seconds=self._handshake_timeout_seconds,
+                shutdown_timeout_seconds=self._shutdown_timeout_seconds,
+                limit_bytes=self._limit_bytes,
+            )
+        except OSError as error:
+            _LOGGER.info("handshake with %s failed: %s", address, error)
+            if self._on_handshake_failure is not None:
+                self._on_handshake_failure(address, error)
+            return
+        async with stream:
+            await self._handler(stream)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, OSError):
+            _LOGGER.info("a connection ended: %s", error)  # a peer that broke off is daily life
+        elif error is not None:
+            self._loop.call_exception_handler(
+                {"message": "a TLS handler raised", "exception": error, "task": task}
+            )

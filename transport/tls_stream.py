@@ -1,0 +1,507 @@
+"""One TLS connection in the event loop: `TLSStream`, with the shape of asyncio's streams.
+
+The stream sits on a socket-bound `TLSCore` and asks the loop for nothing but readiness: there is no
+asyncio transport, no protocol, and no copy of the ciphertext in Python. What that means:
+
+**Reading is on demand.** `read` asks the core; if the core wants to read, it waits until the
+descriptor is readable and asks again. Nothing is read ahead of the application, so TCP's own window
+is the back-pressure, and an idle connection holds no buffer. The descriptor stays registered
+with the loop between waits, since registering costs a system call; if it becomes readable while
+nobody waits, the callback unregisters it, or the loop would spin.
+
+**Writing is buffered, a chunk at a time.** `write` takes the data and returns. Small writes of one
+turn of the loop are gathered and sent by one call; what reaches a record's size is sent at once.
+OpenSSL wants a write that had to wait repeated with the same bytes, so what is being sent is an
+immutable chunk that stays at the head of the queue until the core has taken all of it, and new data
+goes behind. `drain` sends what it can and waits while more than the high-water mark is queued.
+
+**Cancellation.** Every wait is a wait for readiness, and no byte is on its way while it lasts: a
+cancelled `read` has consumed nothing, and a cancelled `readexactly`, `readuntil` or `read(-1)`
+leaves what it had in the stream's own buffer for the next call. A cancelled `drain` changes
+nothing. A cancelled handshake is over: the connection is closed.
+
+**Ending.** `close` lets the queue drain, says close_notify, ends the TCP direction and closes, all
+within the shutdown timeout; it never waits for the peer's close_notify, so a peer that does not
+send one cannot hold it up. `abort` closes at once without close_notify, which the peer sees as a
+truncation: right for data that is not complete. Leaving `async with` by an exception aborts.
+
+Errors of sending happen in the loop's callback, where nobody could catch them; they are kept and
+raised by the next `write` or `drain`. A stream belongs to one loop and one thread; one task may
+read while another writes, and two that read at once are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Final, Self
+
+from transport.connection import (
+    MAX_RECORD_BYTES,
+    MAX_WRITE_BYTES,
+    TLSCore,
+    Want,
+    close_politely,
+    prepare_socket,
+)
+from transport.errors import APIMisuse, HandshakeTimeout, TransportError
+
+if TYPE_CHECKING:
+    import socket
+    from types import TracebackType
+
+    from transport.context import EndpointContext
+    from transport.negotiated import NegotiatedSession
+
+__all__ = ["DEFAULT_LIMIT_BYTES", "DEFAULT_SHUTDOWN_TIMEOUT_SECONDS", "TLSStream", "establish"]
+
+DEFAULT_LIMIT_BYTES: Final = 64 * 1024
+DEFAULT_SHUTDOWN_TIMEOUT_SECONDS: Final = 5.0
+_HIGH_WATER_BYTES: Final = 64 * 1024
+
+
+async def establish(
+    transport: socket.socket,
+    endpoint: EndpointContext,
+    *,
+    server_hostname: str | None = None,
+    handshake_timeout_seconds: float,
+    shutdown_timeout_seconds: float,
+    limit_bytes: int,
+) -> TLSStream:
+    """Do the handshake on a connected socket, which becomes non-blocking, and return its stream.
+
+    Raises `HandshakeTimeout` and every other `TransportError`; the socket is closed then.
+    """
+    try:
+        prepare_socket(transport)
+        core = TLSCore(endpoint, transport, server_hostname=server_hostname)
+    except BaseException:
+        transport.close()
+        raise
+    stream = TLSStream(
+        transport,
+        core,
+        shutdown_timeout_seconds=shutdown_timeout_seconds,
+        limit_bytes=limit_bytes,
+    )
+    try:
+        await stream.handshake(handshake_timeout_seconds)
+    except BaseException:
+        stream.abort()
+        raise
+    return stream
+
+
+class TLSStream:
+    """An established TLS connection; made by `open_connection` and `start_server`.
+
+    Methods raise `TransportError` as `transport.errors` describes, and `OSError`.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_chunks",
+        "_closed",
+        "_closing",
+        "_core",
+        "_ended",
+        "_eof_requested",
+        "_flush_scheduled",
+        "_gathered",
+        "_limit_bytes",
+        "_loop",
+        "_queued_bytes",
+        "_read_waiter",
+        "_reader_registered",
+        "_reading",
+        "_shutdown_timeout_seconds",
+        "_shutdown_timer",
+        "_transport",
+        "_write_failure",
+        "_write_waiters",
+        "_writer_registered",
+    )
+
+    def __init__(
+        self,
+        transport: socket.socket,
+        core: TLSCore,
+        *,
+        shutdown_timeout_seconds: float,
+        limit_bytes: int,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport = transport
+        self._core = core
+        self._shutdown_timeout_seconds = shutdown_timeout_seconds
+        self._limit_bytes = limit_bytes
+        self._buffer = (
+            bytearray()
+        )  # plaintext read but not returned: of readuntil, or a cancelled call
+        self._ended = False  # the peer said close_notify
+        self._reading = False
+        self._read_waiter: asyncio.Future[None] | None = None
+        self._reader_registered = False
+        self._chunks: deque[memoryview] = deque()
+        self._gathered = bytearray()  # small writes of this turn of the loop
+        self._queued_bytes = 0
+        self._flush_scheduled = False
+        self._writer_registered = False
+        self._write_waiters: list[asyncio.Future[None]] = []
+        self._write_failure: OSError | None = None
+        self._eof_requested = False
+        self._closing = False
+        self._closed: asyncio.Future[None] = self._loop.create_future()
+        self._shutdown_timer: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        state = "closing" if self._closing else "open"
+        return f"<TLSStream {state} on descriptor {self._transport.fileno()}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+        await self.wait_closed()
+
+    # What was negotiated
+
+    @property
+    def negotiated(self) -> NegotiatedSession:
+        """The proof of what was negotiated."""
+        return self._core.negotiated
+
+    def export_keying_material(
+        self, label: str, length_bytes: int, context: bytes | None = None
+    ) -> bytes:
+        """Return keying material bound to this session (RFC 9846 section 7.5, RFC 5705).
+
+        `length_bytes` is 1 to 8160. Raises `APIMisuse` for another one.
+        """
+        return self._core.export_keying_material(label, length_bytes, context)
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        """Return `peername`, `sockname`, `socket` or `negotiated`; `default` for another name."""
+        if name == "negotiated":
+            return self._core.negotiated
+        if name == "socket":
+            return self._transport
+        try:
+            if name == "peername":
+                return self._transport.getpeername()
+            if name == "sockname":
+                return self._transport.getsockname()
+        except OSError:  # not connected any more
+            return default
+        return default
+
+    async def handshake(self, timeout_seconds: float) -> None:
+        """Do the handshake; `establish` has done it already on a stream that users hold."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while (want := self._core.handshake()) is not None:
+                    await (self._until_readable() if want is Want.READ else self._until_writable())
+        except TimeoutError as timeout:
+            if isinstance(timeout, TransportError):
+                raise
+            error = HandshakeTimeout(
+                "the peer did not finish its handshake in time",
+                advice="look for a peer that does not speak TLS, or allow more time",
+            )
+            self._core.fail(error)
+            raise error from None
+
+    # Reading
+
+    async def read(self, n: int = -1) -> bytes:
+        """Return at most `n` bytes as they come, or all until close_notify if `n` is negative.
+
+        Empty bytes mean that the peer said close_notify; an end without it is `TruncatedStream`.
+        """
+        if n < 0:
+            while block := await self._receive(MAX_RECORD_BYTES):
+                self._buffer += block
+            return self._take(len(self._buffer))
+        if n == 0 or self._buffer:
+            return self._take(n)
+        return await self._receive(n)
+
+    async def readexactly(self, n: int) -> bytes:
+        """Return exactly `n` bytes; `asyncio.IncompleteReadError` if close_notify comes before."""
+        if n < 0:
+            raise ValueError("readexactly size can not be less than zero")
+        while (missing := n - len(self._buffer)) > 0:
+            block = await self._receive(min(missing, MAX_RECORD_BYTES))
+            if not block:
+                raise asyncio.IncompleteReadError(self._take(len(self._buffer)), n)
+            self._buffer += block
+        return self._take(n)
+
+    async def readuntil(self, separator: bytes = b"\n") -> bytes:
+        """Return data up to and with `separator`.
+
+        Raises `asyncio.IncompleteReadError` if close_notify comes before it, and
+        `asyncio.LimitOverrunError` if more than the stream's limit comes before it; the data stays
+        in the stream then.
+        """
+        if not separator:
+            raise ValueError("Separator should be at least one-byte string")
+        searched = 0
+        while (position := self._buffer.find(separator, searched)) < 0:
+            have = len(self._buffer)
+            searched = max(have - len(separator) + 1, 0)
+            if have > self._limit_bytes:
+                raise asyncio.LimitOverrunError(
+                    "Separator is not found, and chunk exceed the limit", have
+                )
+            block = await self._receive(MAX_RECORD_BYTES)
+            if not block:
+                raise asyncio.IncompleteReadError(self._take(have), None)
+            self._buffer += block
+        return self._take(position + len(separator))
+
+    def _take(self, n: int) -> bytes:
+        data = bytes(self._buffer[:n])
+        del self._buffer[:n]
+        return data
+
+    async def readline(self) -> bytes:
+        """Return a line with its newline, or what there is of it before close_notify."""
+        try:
+            return await self.readuntil(b"\n")
+        except asyncio.IncompleteReadError as incomplete:
+            return incomplete.partial
+
+    def at_eof(self) -> bool:
+        """Return whether the peer said close_notify and all before it was read."""
+        return self._ended and not self._buffer
+
+    async def _receive(self, limit_bytes: int) -> bytes:
+        if self._ended:
+            return b""
+        if self._reading:
+            raise APIMisuse("two tasks read from one stream", advice="let one of them read")
+        self._reading = True
+        try:
+            while isinstance(data := self._core.read(limit_bytes), Want):
+                await (self._until_readable() if data is Want.READ else self._until_writable())
+        finally:
+            self._reading = False
+        self._ended = not data
+        return data
+
+    # Writing
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Queue `data` to be sent; follow with `drain`, or memory is the limit."""
+        self._require_writable()
+        if len(data) < MAX_RECORD_BYTES:
+            self._gathered += data
+            self._queued_bytes += len(data)
+            if len(self._gathered) < MAX_RECORD_BYTES:
+                self._schedule_flush()
+                return
+        else:
+            self._seal_gathered()
+            # Bytes cannot change under us; anything else could before it is sent.
+            self._queue(memoryview(data if isinstance(data, bytes) else bytes(data)))
+            self._queued_bytes += len(data)
+        self._flush_unless_full()
+
+    def writelines(self, data: list[bytes]) -> None:
+        """Queue several pieces of data."""
+        for piece in data:
+            self.write(piece)
+
+    async def drain(self) -> None:
+        """Send what can be sent, and wait until little enough is queued.
+
+        Raises the error of an earlier send.
+        """
+        self._flush_unless_full()
+        while self._write_failure is None and self._queued_bytes > _HIGH_WATER_BYTES:
+            await self._until_writer_moves()
+        if self._write_failure is not None:
+            raise self._write_failure
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send `data` and wait until TCP has taken all of it."""
+        self.write(data)
+        self._flush_unless_full()
+        while self._write_failure is None and self._queued_bytes:
+            await self._until_writer_moves()
+        if self._write_failure is not None:
+            raise self._write_failure
+
+    def can_write_eof(self) -> bool:
+        """Return True: TLS ends each direction by itself."""
+        return True
+
+    def write_eof(self) -> None:
+        """Say close_notify once all is sent; reading goes on (half-close)."""
+        if not self._eof_requested:
+            self._require_writable()
+            self._eof_requested = True
+            self._flush_unless_full()
+
+    def _require_writable(self) -> None:
+        if self._write_failure is not None:
+            raise self._write_failure
+        if self._closing or self._eof_requested:
+            raise APIMisuse("this side has ended its data", advice="write before closing")
+
+    def _schedule_flush(self) -> None:
+        if not self._flush_scheduled and not self._writer_registered:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _seal_gathered(self) -> None:
+        if self._gathered:
+            self._queue(memoryview(bytes(self._gathered)))
+            self._gathered.clear()
+
+    def _queue(self, view: memoryview) -> None:
+        for start in range(0, len(view), MAX_WRITE_BYTES):
+            self._chunks.append(view[start : start + MAX_WRITE_BYTES])
+
+    def _flush_unless_full(self) -> None:
+        if not self._writer_registered:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Send until the queue is empty or the socket is full; never raises."""
+        self._flush_scheduled = False
+        if self._write_failure is not None or self._transport.fileno() < 0:
+            return
+        try:
+            want = self._send_queue()
+        except OSError as error:
+            self._write_failure = error
+            self._chunks.clear()
+            self._gathered.clear()
+            self._queued_bytes = 0
+            want = None
+        self._register_writer(wanted=want is not None)
+        self._wake_writers()
+        if self._closing and want is None:
+            self._finish()
+
+    def _send_queue(self) -> Want | None:
+        while True:
+            if not self._chunks:
+                self._seal_gathered()
+            if not self._chunks:
+                break
+            sent = self._core.write(self._chunks[0])
+            if isinstance(sent, Want):
+                return sent
+            self._queued_bytes -= sent
+            self._chunks.popleft()
+        if self._eof_requested or self._closing:
+            return self._core.close_notify()
+        return None
+
+    # Ending
+
+    def is_closing(self) -> bool:
+        """Return whether `close` or `abort` was called."""
+        return self._closing
+
+    def close(self) -> None:
+        """Send what is queued, say close_notify and close, within the shutdown timeout."""
+        if not self._closing:
+            self._closing = True
+            self._shutdown_timer = self._loop.call_later(
+                self._shutdown_timeout_seconds, self._finish
+            )
+            if self._write_failure is not None:
+                self._finish()
+            else:
+                self._flush_unless_full()
+
+    def abort(self) -> None:
+        """Close at once, without close_notify."""
+        self._closing = True
+        self._finish()
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection is closed."""
+        await asyncio.shield(self._closed)
+
+    def _finish(self) -> None:
+        if self._closed.done():
+            return
+        if self._shutdown_timer is not None:
+            self._shutdown_timer.cancel()
+        descriptor = self._transport.fileno()
+        if descriptor >= 0:
+            self._loop.remove_reader(descriptor)
+            self._loop.remove_writer(descriptor)
+        self._reader_registered = self._writer_registered = False
+        self._core.abandon()
+        close_politely(self._transport)
+        self._chunks.clear()
+        self._gathered.clear()
+        self._queued_bytes = 0
+        if self._write_failure is None:
+            self._write_failure = APIMisuse("the connection is closed", advice="open a new one")
+        self._on_readable()
+        self._wake_writers()
+        self._closed.set_result(None)
+
+    # Readiness
+
+    async def _until_readable(self) -> None:
+        waiter = self._read_waiter = self._loop.create_future()
+        if not self._reader_registered:
+            self._loop.add_reader(self._transport.fileno(), self._on_readable)
+            self._reader_registered = True
+        try:
+            await waiter
+        finally:
+            self._read_waiter = None
+
+    def _on_readable(self) -> None:
+        waiter = self._read_waiter
+        if waiter is not None:
+            if not waiter.done():
+                waiter.set_result(None)
+        elif self._reader_registered:
+            self._loop.remove_reader(self._transport.fileno())
+            self._reader_registered = False
+
+    async def _until_writable(self) -> None:
+        self._register_writer(wanted=True)
+        await self._until_writer_moves()
+
+    async def _until_writer_moves(self) -> None:
+        waiter = self._loop.create_future()
+        self._write_waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in self._write_waiters:
+                self._write_waiters.remove(waiter)
+
+    def _wake_writers(self) -> None:
+        waiters, self._write_waiters = self._write_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _register_writer(self, *, wanted: bool) -> None:
+        if wanted and not self._writer_registered:
+            self._loop.add_writer(self._transport.fileno(), self._flush)
+        elif not wanted and self._writer_registered:
+            self._loop.remove_writer(self._transport.fileno())
+        self._writer_registered = wanted
