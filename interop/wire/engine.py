@@ -1,0 +1,110 @@
+"""What the two protocol engines, TLS 1.2 and TLS 1.3, have in common.
+
+An engine takes over from `session` at the ServerHello. It is told of whole records and of whole
+handshake messages, sets the openers of the two halves, and says when a half must wait for the
+other. It writes what it learns into `SessionFacts`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Never
+
+from interop.errors import DissectError
+from interop.wire.facts import SeenAlert
+from interop.wire.material import Direction
+from interop.wire.registry import AlertDescription, ContentType, name_of
+
+if TYPE_CHECKING:
+    from interop.wire.facts import SessionFacts
+    from interop.wire.half import Half
+    from interop.wire.material import KeyMaterial
+
+__all__ = ["Engine", "Halves", "no_key_reason", "refuse", "take_alert"]
+
+Halves = dict[Direction, "Half"]
+
+_ALERT_LENGTH = 2
+
+
+def refuse(message: str, path: str) -> Never:
+    """Raise `DissectError` about a record that is whole but has no business being there."""
+    raise DissectError(message, offset=0, path=path)
+
+
+def take_alert(facts: SessionFacts, half: Half, content: bytes, *, protected: bool) -> None:
+    """Read an alert (RFC 9846 section 6)."""
+    if len(content) != _ALERT_LENGTH:
+        refuse(f"an alert has 2 bytes, this one {len(content)}", "alert")
+    facts.note_alert(SeenAlert(half.direction, content[0], content[1], protected))
+    if content[1] == AlertDescription.CLOSE_NOTIFY:
+        half.close_notify = True
+
+
+def no_key_reason(keys: KeyMaterial, exchange: str, *, tried: str = "") -> str:
+    """Say in a sentence why no stolen key gives this session's secrets.
+
+    `exchange` names an exchange that the server's key only signs; `tried` is what came of the
+    ephemeral keys.
+    """
+    if keys.is_empty:
+        return f"{exchange}: no keys were given"
+    clauses = []
+    if keys.server_private_keys:
+        clauses.append("the server key only signs; the shared secret cannot be computed from it")
+    if keys.ephemeral_private_keys and tried:
+        clauses.append(tried)
+    if keys.key_log:
+        clauses.append("no key log line for this client_random")
+    if not clauses:
+        clauses.append("a pre-shared key is not what this session's secrets come of")
+    return f"{exchange}: " + "; and ".join(clauses)
+
+
+class Engine(ABC):
+    """One protocol version's reader."""
+
+    def __init__(self, facts: SessionFacts, keys: KeyMaterial, halves: Halves) -> None:
+        self._facts = facts
+        self._keys = keys
+        self._halves = halves
+
+    def _other(self, half: Half) -> Half:
+        return self._halves[half.direction.opposite]
+
+    def _close_both(self, reason: str) -> None:
+        for half in self._halves.values():
+            half.close(reason)
+
+    @abstractmethod
+    def must_wait(self, half: Half, content_type: int) -> bool:
+        """Say whether a record of this type needs what the other direction has not told yet."""
+
+    @abstractmethod
+    def take_record(self, half: Half, content_type: int, record: memoryview) -> bytes | None:
+        """Take one whole record; give its application data, if it has any. May raise."""
+
+    @abstractmethod
+    def take_message(self, half: Half, message: bytes) -> None:
+        """Take one whole handshake message. May raise `DissectError`."""
+
+    def drain(self, half: Half) -> None:
+        """Take the whole messages that have been assembled, as far as nothing must wait."""
+        while half.alive and half.assembler.pending_bytes:
+            if self.must_wait(half, ContentType.HANDSHAKE):
+                half.waiting_for_type = ContentType.HANDSHAKE
+                return
+            if (message := half.assembler.next_message()) is None:
+                return
+            self.take_message(half, message)
+
+    def _store(self, half: Half, message: bytes, limit: int) -> bytes:
+        """Keep a handshake message, within a bound on all that are kept of one direction."""
+        half.stored_handshake_bytes += len(message)
+        if half.stored_handshake_bytes > limit:
+            refuse(f"more than {limit} bytes of handshake", "handshake")
+        return message
+
+    @staticmethod
+    def _unexpected(content_type: int, where: str) -> Never:
+        refuse(f"unexpected {name_of(ContentType, content_type)} {where}", "record.type")

@@ -1,0 +1,66 @@
+"""One direction of a session: its bytes, where they stand, and what they are opened with.
+
+A `Half` is in one of three states. *Open*: records are read. *Closed*: they cannot be opened, for
+a reason; they are still counted, since framing is in the clear. *Ended*: framing itself is lost (a
+gap in the capture, or bytes that are no record), and everything after is ignored: a record boundary
+is never guessed.
+
+An open half may be *waiting* for the other one: the keys of a record can depend on messages that
+the recorder has not delivered yet. Its bytes are then held, up to a bound.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from interop.wire.handshake import MessageAssembler
+from interop.wire.material import Undecryptable
+
+if TYPE_CHECKING:
+    from interop.wire.material import Direction
+    from interop.wire.protection import RecordOpener
+
+__all__ = ["Half"]
+
+
+class Half:
+    """State of one direction. Lengths in bytes."""
+
+    def __init__(self, direction: Direction, handshake_limit_bytes: int) -> None:
+        self.direction = direction
+        self.assembler = MessageAssembler(handshake_limit_bytes)
+        self.pending = bytearray()
+        self.waiting_for_type: int | None = None  # of the record that must wait
+        self.recognised = False  # whether its first bytes proved to be TLS
+        self.opener: RecordOpener | None = None  # set while application data may come in runs
+        self.closed: Undecryptable | None = None
+        self.ended = False
+        self.stored_handshake_bytes = 0
+        self.protected_records_opened = 0
+        self.skipped_records = 0
+        self.encrypted_application_bytes = 0
+        self.plaintext_bytes = 0
+        self.close_notify = False
+
+    @property
+    def waiting(self) -> bool:
+        """Whether bytes are held until the other direction has told more."""
+        return self.waiting_for_type is not None
+
+    @property
+    def alive(self) -> bool:
+        """Whether this direction may still tell something."""
+        return self.closed is None and not self.ended
+
+    def close(self, reason: str) -> None:
+        """Stop opening records; the first reason stays."""
+        if self.closed is None:
+            self.closed = Undecryptable(reason)
+        self.opener = None
+
+    def end(self, reason: str) -> None:
+        """Stop reading this direction altogether."""
+        self.close(reason)
+        self.ended = True
+        self.waiting_for_type = None
+        self.pending = bytearray()

@@ -1,0 +1,471 @@
+"""A recorded TLS session, read and (keys permitting) decrypted, in both directions at once.
+
+Theory of operation. `TLSSession.feed` takes bytes of one direction in stream order, chunked
+anyhow, and gives back the application data that they release. It reads ClientHello and ServerHello
+itself, then hands both halves to the engine of the negotiated version. What it keeps to itself:
+
+* *Framing.* Only the last, partial record of a feed is copied; whole records are read in place.
+  A direction in the middle of application data takes the opener's bulk path (see `protection`),
+  and everything a feed recovers of a direction comes out as one contiguous piece.
+* *Waiting.* A record whose keys depend on what the other direction has not told yet is held, with
+  all that follows it, up to `buffer_limit_bytes`. After every feed `_settle` lets go of whichever
+  half may proceed, until neither can. Each turn consumes at least one record or message, so it
+  ends.
+* *Failure.* `feed` never raises for what the bytes are. A `DissectError` ends its direction (see
+  `half`) and is kept in `damage`; what was recovered before it in the same feed is still returned.
+  The other direction goes on as far as it can. Nothing that is not authenticated is ever returned:
+  a wrong key and a flipped bit both end in `Undecryptable`, not in plaintext.
+
+*Opened* means that application data was decrypted and authenticated, or, in a session that carried
+none that stayed closed, that protected records were. To have a key is not to have opened.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from interop.errors import DissectError
+from interop.wire import handshake as hs
+from interop.wire.engine import Engine, take_alert
+from interop.wire.facts import SessionFacts
+from interop.wire.half import Half
+from interop.wire.material import Direction, KeyMaterial, Undecryptable
+from interop.wire.record import (
+    HEADER_LENGTH,
+    MAX_CIPHERTEXT_TLS12,
+    MAX_CIPHERTEXT_TLS13,
+    not_tls_reason,
+    read_header,
+)
+from interop.wire.registry import (
+    ContentType,
+    ProtocolVersion,
+    name_of,
+)
+from interop.wire.suites import parameters_of
+from interop.wire.tls12 import TLS12Engine
+from interop.wire.tls13 import TLS13Engine
+
+if TYPE_CHECKING:
+    from interop.wire.handshake import ClientHello
+
+__all__ = ["Direction", "KeyMaterial", "TLSSession", "Undecryptable"]
+
+DEFAULT_BUFFER_LIMIT = 4 * 2**20
+DEFAULT_HANDSHAKE_LIMIT = hs.DEFAULT_LIMIT
+
+_APPLICATION_DATA = int(ContentType.APPLICATION_DATA)
+_CLIENT, _SERVER = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
+
+# By whether the version is TLS 1.3, whose main secret has no label.
+_KEY_LOG_LABELS: dict[bool, dict[str, str]] = {
+    False: {"main_secret": "CLIENT_RANDOM"},
+    True: {
+        "client_early_traffic_secret": "CLIENT_EARLY_TRAFFIC_SECRET",
+        "client_handshake_traffic_secret": "CLIENT_HANDSHAKE_TRAFFIC_SECRET",
+        "server_handshake_traffic_secret": "SERVER_HANDSHAKE_TRAFFIC_SECRET",
+        "client_application_traffic_secret_0": "CLIENT_TRAFFIC_SECRET_0",
+        "server_application_traffic_secret_0": "SERVER_TRAFFIC_SECRET_0",
+        "exporter_secret": "EXPORTER_SECRET",
+    },
+}
+
+Recovered = list[tuple[Direction, bytearray]]
+
+
+class _Output:
+    """Where one read puts its plaintext: one buffer, authenticated up to `position`.
+
+    Plaintext is never longer than the records it came of, so `room_bytes` of a whole view do.
+    """
+
+    __slots__ = ("_buffer", "_room_bytes", "position")
+
+    def __init__(self, room_bytes: int) -> None:
+        self._room_bytes = room_bytes
+        self._buffer = bytearray()
+        self.position = 0
+
+    def buffer(self) -> bytearray:
+        """Make the buffer on first use: most reads during a handshake need none."""
+        if not self._buffer:
+            self._buffer = bytearray(self._room_bytes)
+        return self._buffer
+
+    def append(self, content: bytes) -> None:
+        """Add one record's content."""
+        end = self.position + len(content)
+        self.buffer()[self.position : end] = content
+        self.position = end
+
+    def take(self) -> bytearray:
+        """Give what is authenticated; the rest of the buffer is cut off."""
+        buffer = self._buffer
+        del buffer[self.position :]
+        return buffer
+
+
+class TLSSession(SessionFacts):
+    """Reads one recorded session; see the module's theory of operation.
+
+    `buffer_limit_bytes` bounds what one direction may hold back while it waits for the other;
+    `handshake_limit_bytes` bounds one handshake message (and, four times over, a whole flight).
+    """
+
+    def __init__(
+        self,
+        keys: KeyMaterial,
+        *,
+        buffer_limit_bytes: int = DEFAULT_BUFFER_LIMIT,
+        handshake_limit_bytes: int = DEFAULT_HANDSHAKE_LIMIT,
+    ) -> None:
+        super().__init__()
+        self._keys = keys
+        self._buffer_limit = buffer_limit_bytes
+        self._handshake_limit = handshake_limit_bytes
+        self._halves = {
+            direction: Half(direction, handshake_limit_bytes) for direction in Direction
+        }
+        self._engine: Engine | None = None
+        self._client_hello: tuple[bytes, ClientHello] | None = None
+        self._record_limit = MAX_CIPHERTEXT_TLS12
+        self.not_tls = False
+
+    def __repr__(self) -> str:
+        state = "opened" if self.opened else f"closed: {self.undecryptable}"
+        return f"<TLSSession {self.version_name} {self.suite_name} {state}>"
+
+    # Feeding
+
+    def feed(
+        self, direction: Direction, data: bytes | bytearray | memoryview
+    ) -> list[tuple[Direction, bytearray]]:
+        """Take the next bytes of a direction; give the application data they release.
+
+        Data of the *other* direction can come out too, where that one had been waiting. Never
+        raises for hostile bytes: see `undecryptable` and `damage`.
+        """
+        recovered: Recovered = []
+        half = self._halves[direction]
+        if not half.ended:
+            self._take(half, memoryview(data), recovered)
+            self._settle(recovered)
+        return recovered
+
+    def gap(self, direction: Direction) -> list[tuple[Direction, bytearray]]:
+        """Note that bytes of a direction are missing: it ends here, nothing is guessed.
+
+        Gives application data of the other direction where that one waited for this one.
+        """
+        recovered: Recovered = []
+        self._halves[direction].end("a gap: bytes of the stream were not captured")
+        self._settle(recovered)
+        return recovered
+
+    def finish(self) -> list[tuple[Direction, bytearray]]:
+        """Note that both streams are over; gives data that a waiting direction still releases."""
+        recovered: Recovered = []
+        for half in self._halves.values():
+            if not half.waiting:
+                self._finish_half(half)
+        self._settle(recovered)
+        for half in self._halves.values():
+            self._finish_half(half)
+        return recovered
+
+    @staticmethod
+    def _finish_half(half: Half) -> None:
+        if half.pending and half.recognised:
+            half.end("the stream ends within a record")
+        half.ended = True
+
+    def _settle(self, recovered: Recovered) -> None:
+        """Let go of halves that need not wait any more, until none is left."""
+        progress = True
+        while progress:
+            progress = False
+            for half in self._halves.values():
+                kind = half.waiting_for_type
+                if kind is None or self._must_wait(half, kind):
+                    continue
+                half.waiting_for_type = None
+                held, half.pending = half.pending, bytearray()
+                self._resume(half, memoryview(bytes(held)), recovered)
+                progress = True
+
+    def _resume(self, half: Half, view: memoryview, recovered: Recovered) -> None:
+        try:
+            self._drain(half)
+        except DissectError as error:
+            self._damaged(half, error)
+        if not half.ended:
+            self._take(half, view, recovered)
+
+    def _take(self, half: Half, view: memoryview, recovered: Recovered) -> None:
+        """Take bytes of a half that has not ended; whatever is wrong with them ends it."""
+        try:
+            if half.waiting:
+                self._hold(half, view)
+                return
+            if not half.recognised and not self._recognise(half, view):
+                return
+            if half.pending:
+                view = self._complete_record(half, view, recovered)
+            if view and not half.ended:
+                offset = self._read(half, view, recovered)
+                self._hold(half, view[offset:])
+        except DissectError as error:
+            self._damaged(half, error)
+
+    def _hold(self, half: Half, view: memoryview) -> None:
+        if half.ended:
+            return
+        if len(half.pending) + len(view) > self._buffer_limit:
+            half.end(
+                f"more than {self._buffer_limit} bytes came before what the other direction must "
+                "tell first"
+            )
+            return
+        half.pending += view
+
+    def _damaged(self, half: Half, error: DissectError) -> None:
+        if self.damage is None:
+            self.damage = error
+        half.end(f"damaged: {error}")
+
+    def _recognise(self, half: Half, view: memoryview) -> bool:
+        """Look at a stream's first bytes; False where there is nothing to read (yet)."""
+        prefix = bytes(half.pending) + bytes(view[:HEADER_LENGTH])
+        reason = not_tls_reason(prefix[:HEADER_LENGTH])
+        if reason is None:
+            half.pending += view
+            return False
+        if reason:
+            self.not_tls = reason.startswith("not TLS")
+            half.end(reason)
+            if half.direction is _CLIENT:
+                self._halves[_SERVER].end(reason)
+            return False
+        half.recognised = True
+        return True
+
+    def _complete_record(self, half: Half, view: memoryview, recovered: Recovered) -> memoryview:
+        """Add what completes the partial record, and no more; give the rest of the view."""
+        while half.pending and view:
+            pending = half.pending
+            wanted = HEADER_LENGTH
+            if header := read_header(memoryview(bytes(pending[:5])), 0, self._record_limit):
+                wanted += header[2]
+            taken = view[: wanted - len(pending)]
+            pending += taken
+            view = view[len(taken) :]
+            if wanted == HEADER_LENGTH or len(pending) < wanted:
+                continue
+            half.pending = bytearray()
+            if not self._read(half, memoryview(bytes(pending)), recovered):
+                half.pending = pending
+                self._hold(half, view)
+                return view[:0]
+        return view
+
+    # Records
+
+    def _read(self, half: Half, view: memoryview, recovered: Recovered) -> int:
+        """Read whole records; give how many bytes of the view they took."""
+        output = _Output(len(view))
+        try:
+            return self._read_records(half, view, output)
+        finally:  # what was recovered before a damaged record counts
+            if output.position:
+                half.plaintext_bytes += output.position
+                recovered.append((half.direction, output.take()))
+
+    def _read_records(self, half: Half, view: memoryview, output: _Output) -> int:
+        offset = 0
+        while True:
+            if half.opener is not None:
+                offset = self._read_run(half, view, offset, output)
+            header = read_header(view, offset, self._record_limit)
+            if header is None or (stop := offset + HEADER_LENGTH + header[2]) > len(view):
+                return offset
+            content_type, _, length = header
+            if half.closed is None and self._must_wait(half, content_type):
+                half.waiting_for_type = content_type
+                return offset
+            if content_type == _APPLICATION_DATA:
+                half.encrypted_application_bytes += length
+            if half.closed is None:
+                content = self._take_record(half, content_type, view[offset:stop])
+                if content:
+                    output.append(content)
+            offset = stop
+            if half.waiting:
+                return offset
+
+    @staticmethod
+    def _read_run(half: Half, view: memoryview, offset: int, output: _Output) -> int:
+        opener = half.opener
+        if opener is None:
+            return offset
+        before = opener.sequence
+        with memoryview(output.buffer()) as out:
+            stop, output.position = opener.open_run(view, offset, out, output.position)
+        records = opener.sequence - before
+        half.protected_records_opened += records
+        half.encrypted_application_bytes += stop - offset - records * HEADER_LENGTH
+        return stop
+
+    def _must_wait(self, half: Half, content_type: int) -> bool:
+        if self._engine is not None:
+            return self._engine.must_wait(half, content_type)
+        if content_type == ContentType.ALERT:
+            return False
+        is_client = half.direction is _CLIENT
+        if is_client == (self._client_hello is None):
+            return False
+        if self._halves[half.direction.opposite].alive:
+            return True
+        half.close("no ServerHello was read" if is_client else "no ClientHello was read")
+        return False
+
+    def _take_record(self, half: Half, content_type: int, record: memoryview) -> bytes | None:
+        if half.closed is not None:  # waiting may have ended in that
+            return None
+        if self._engine is not None:
+            return self._engine.take_record(half, content_type, record)
+        if content_type == ContentType.HANDSHAKE:
+            half.assembler.feed(record[HEADER_LENGTH:])
+            self._drain(half)
+        elif content_type == ContentType.ALERT:
+            take_alert(self, half, bytes(record[HEADER_LENGTH:]), protected=False)
+        else:
+            name = name_of(ContentType, content_type)
+            raise DissectError(f"unexpected {name} before a hello", offset=0, path="record.type")
+        return None
+
+    # Hellos
+
+    def _drain(self, half: Half) -> None:
+        while self._engine is None and half.alive and half.assembler.pending_bytes:
+            if self._must_wait(half, ContentType.HANDSHAKE):
+                half.waiting_for_type = ContentType.HANDSHAKE
+                return
+            if (message := half.assembler.next_message()) is None:
+                return
+            self.note_message(half.direction, message[0])
+            if half.direction is _CLIENT:
+                self._take_client_hello(message)
+            else:
+                self._take_server_hello(message)
+        if self._engine is not None:
+            self._engine.drain(half)
+
+    def _take_client_hello(self, message: bytes) -> None:
+        hello = hs.parse_client_hello(message)
+        self._client_hello = (message, hello)
+        self.client_random = hello.random
+        self.server_name = hello.server_name
+        self.client_alpn_protocols = hello.alpn_protocols
+        self.early_data_offered = hello.early_data
+        for share in hello.key_shares:
+            self.client_key_shares[share.group] = share.key_exchange
+        if hello.pre_shared_keys is not None:
+            offers = hello.pre_shared_keys.identities
+            self.offered_psk_identities = tuple(offer.identity for offer in offers)
+
+    def _take_server_hello(self, message: bytes) -> None:
+        if self._client_hello is None:
+            return
+        hello = hs.parse_server_hello(message)
+        self.version = hello.version
+        if hello.version == ProtocolVersion.TLS_1_3:
+            self._record_limit = MAX_CIPHERTEXT_TLS13
+            kind: type[TLS12Engine | TLS13Engine] = TLS13Engine
+        elif hello.version == ProtocolVersion.TLS_1_2:
+            kind = TLS12Engine
+        else:
+            self._name_other_version(hello)
+            return
+        self._engine = engine = kind(
+            self,
+            self._keys,
+            self._halves,
+            self._client_hello[0],
+            handshake_limit_bytes=self._handshake_limit,
+        )
+        engine.take_server_hello(message, hello)
+
+    def _name_other_version(self, hello: hs.ServerHello) -> None:
+        self.server_random = hello.random
+        self.suite = hello.cipher_suite
+        suite = parameters_of(hello.cipher_suite)
+        if suite is not None:
+            self.forward_secret = suite.key_exchange.forward_secret
+        for half in self._halves.values():
+            half.close(f"{self.version_name}: this version is named but not read here")
+
+    # Results
+
+    @property
+    def opened(self) -> bool:
+        """Whether this session's protected records were decrypted and authenticated.
+
+        True once application data was; in a session that carried none, once every protected
+        record was.
+        """
+        halves = self._halves.values()
+        if any(half.plaintext_bytes for half in halves):
+            return True
+        if any(half.closed is not None or half.skipped_records for half in halves):
+            return False
+        return any(half.protected_records_opened for half in halves)
+
+    @property
+    def undecryptable(self) -> Undecryptable | None:
+        """Why something stayed closed; None where nothing did.
+
+        A session can be opened in part and have a reason too: one direction's secret, say.
+        """
+        for direction in (_SERVER, _CLIENT):
+            if (reason := self.undecryptable_in(direction)) is not None:
+                return reason
+        if not self.opened:
+            return Undecryptable("no protected record was seen")
+        return None
+
+    def undecryptable_in(self, direction: Direction) -> Undecryptable | None:
+        """Why something in one direction stayed closed; None where nothing did."""
+        half = self._halves[direction]
+        if half.closed is None and half.skipped_records and not half.protected_records_opened:
+            return Undecryptable(
+                f"none of {half.skipped_records} protected records opens with the secrets given"
+            )
+        return half.closed
+
+    @property
+    def plaintext_bytes(self) -> dict[Direction, int]:
+        """Bytes of application data recovered, by direction."""
+        return {direction: half.plaintext_bytes for direction, half in self._halves.items()}
+
+    @property
+    def encrypted_application_bytes(self) -> dict[Direction, int]:
+        """Bytes in protected application_data records, by direction.
+
+        Of fragments, without headers. In TLS 1.3 protected handshake records look the same and
+        are counted too.
+        """
+        return {d: half.encrypted_application_bytes for d, half in self._halves.items()}
+
+    def closed_cleanly(self, direction: Direction) -> bool:
+        """Whether a close_notify that could be read ends a direction (RFC 9846 section 6.1)."""
+        return self._halves[direction].close_notify
+
+    def key_log_lines(self) -> list[str]:
+        """Give this session's secrets as a key log (RFC 9850), for other tools to open it with."""
+        if self.client_random is None:
+            return []
+        return [
+            f"{label} {self.client_random.hex()} {self.secrets[name].hex()}"
+            for name, label in _KEY_LOG_LABELS[self.version == ProtocolVersion.TLS_1_3].items()
+            if name in self.secrets
+        ]

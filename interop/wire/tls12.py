@@ -1,0 +1,442 @@
+"""TLS 1.2 from the ServerHello on: which main secret opens which record.
+
+Theory of operation. A handshake is numbered from 0, a renegotiation is the next number, and each
+half stands in one of them; the two halves advance on their own, so a message is filed under *its*
+half's number and no order of capture matters. ChangeCipherSpec ends a half's plaintext (or its old
+keys): the records after it belong to the main secret of its handshake, and if that cannot be said
+yet, they wait.
+
+`_Handshake.resolve` decides, once it can. A key log decides at the ServerHello. Otherwise it needs
+ClientKeyExchange and, since an extended main secret covers the whole handshake (RFC 7627), every
+message before it, in protocol order: ClientHello, the server's flight up to ServerHelloDone, the
+client's up to ClientKeyExchange. A server that changes keys without a ServerHelloDone resumes.
+
+RSA needs care. With implicit rejection, decrypting with the *wrong* private key gives no error but
+a random premaster secret. So a main secret is only ever a candidate: each candidate's opener is
+tried on the first protected record, and the one that authenticates it is kept for both halves.
+Nothing is called opened before that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, NamedTuple
+
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+
+from interop.wire import extensions as ext
+from interop.wire import handshake as hs
+from interop.wire.engine import Engine, Halves, no_key_reason, refuse, take_alert
+from interop.wire.facts import SeenTicket
+from interop.wire.groups import (
+    NoSharedSecret,
+    ffdhe_group,
+    finite_field_shared_secret,
+    shared_secret,
+)
+from interop.wire.key_schedule import transcript_hash
+from interop.wire.material import Direction, KeyMaterial
+from interop.wire.prf import extended_main_secret, key_block, main_secret
+from interop.wire.protection import RecordOpener, TLS12Keys, tls12_opener
+from interop.wire.record import HEADER_LENGTH
+from interop.wire.registry import ContentType, HandshakeType, NamedGroup, name_of
+from interop.wire.suites import CipherSuite, KeyExchange, SuiteParameters, parameters_of
+
+if TYPE_CHECKING:
+    from interop.wire.facts import SessionFacts
+    from interop.wire.half import Half
+    from interop.wire.handshake import ClientHello, ServerHello
+    from interop.wire.protection import Opened
+
+__all__ = ["TLS12Engine"]
+
+_CLIENT, _SERVER = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
+_CHANGE_CIPHER_SPEC = b"\x01"
+_STORE_LIMIT_FACTOR = 4
+_PREMASTER_LENGTH = 48
+_MAX_RENEGOTIATIONS = 64
+_EPHEMERAL = (KeyExchange.ECDHE, KeyExchange.DHE)
+
+
+class _Candidate(NamedTuple):
+    """A main secret that may be the one, and what gave it."""
+
+    source: str
+    secret: bytes
+
+    def __repr__(self) -> str:
+        return f"_Candidate({self.source})"
+
+
+class _Missing(Exception):  # noqa: N818 - never leaves this module
+    """Why no main secret can be had."""
+
+
+class _Handshake:
+    """One handshake, first or renegotiated; messages whole, in each half's order."""
+
+    def __init__(self) -> None:
+        self.messages: dict[Direction, list[bytes]] = {_CLIENT: [], _SERVER: []}
+        self.client_hello: ClientHello | None = None
+        self.server_hello: ServerHello | None = None
+        self.suite: SuiteParameters | None = None
+        self.server_changed_keys = False
+        self.candidates: list[_Candidate] | None = None
+
+    def find(self, direction: Direction, kind: HandshakeType) -> bytes | None:
+        """Find a half's first message of a kind."""
+        return next((m for m in self.messages[direction] if m[0] == kind), None)
+
+    @property
+    def resumed(self) -> bool | None:
+        """Whether the server skipped the key exchange; None while it may still come."""
+        if self.find(_SERVER, HandshakeType.SERVER_HELLO_DONE) is not None:
+            return False
+        return True if self.server_changed_keys else None
+
+    def session_hash(self, hash_name: str) -> bytes:
+        """Hash the messages up to ClientKeyExchange in protocol order (RFC 7627 section 3)."""
+        client, server = self.messages[_CLIENT], self.messages[_SERVER]
+        kinds = [message[0] for message in server]
+        server_end = kinds.index(HandshakeType.SERVER_HELLO_DONE) + 1
+        client_end = [m[0] for m in client].index(HandshakeType.CLIENT_KEY_EXCHANGE) + 1
+        ordered = (*client[:1], *server[:server_end], *client[1:client_end])
+        return transcript_hash(hash_name, *ordered)
+
+
+class _Side:
+    """Where one half stands."""
+
+    def __init__(self) -> None:
+        self.number = 0  # of the handshake its messages belong to
+        self.keys_of: int | None = None  # the handshake whose keys protect its records
+        self.openers: list[tuple[_Candidate, RecordOpener]] = []
+        self.proven = False
+
+
+class TLS12Engine(Engine):
+    """Reads a TLS 1.2 session (RFC 5246). Raises `DissectError` from its methods."""
+
+    def __init__(
+        self,
+        facts: SessionFacts,
+        keys: KeyMaterial,
+        halves: Halves,
+        client_hello: bytes,
+        *,
+        handshake_limit_bytes: int,
+    ) -> None:
+        super().__init__(facts, keys, halves)
+        self._store_limit = _STORE_LIMIT_FACTOR * handshake_limit_bytes
+        self._handshakes = {0: _Handshake()}
+        self._sides = {_CLIENT: _Side(), _SERVER: _Side()}
+        first = self._handshakes[0]
+        first.client_hello = hs.parse_client_hello(client_hello)
+        first.messages[_CLIENT].append(client_hello)
+
+    # Waiting
+
+    def must_wait(self, half: Half, content_type: int) -> bool:
+        """Say whether the record after a ChangeCipherSpec still lacks its keys."""
+        del content_type
+        side = self._sides[half.direction]
+        if side.keys_of is None or side.openers:
+            return False
+        handshake = self._handshakes[side.keys_of]
+        try:
+            if handshake.candidates is None and not self._resolve(handshake):
+                if self._other(half).alive:
+                    return True
+                half.close("the other direction's part of the handshake was not read")
+                return False
+            self._make_openers(half, side, handshake)
+        except _Missing as why:
+            half.close(str(why))
+        return False
+
+    # Records
+
+    def take_record(self, half: Half, content_type: int, record: memoryview) -> bytes | None:
+        """Take one whole record (RFC 5246 section 6.2)."""
+        side = self._sides[half.direction]
+        if side.keys_of is None:
+            content = bytes(record[HEADER_LENGTH:])
+            if content_type == ContentType.APPLICATION_DATA:
+                self._unexpected(content_type, "in the clear")
+            self._take_content(half, side, content_type, content)
+            return None
+        for candidate, opener in side.openers:
+            if (opened := opener.open(record)) is not None:
+                if not side.proven:
+                    self._prove(side, candidate, opener)
+                return self._take_opened(half, side, opened)
+        if side.proven:
+            half.close("a damaged record: it does not open with its direction's keys")
+        else:
+            half.close(self._wrong_secret_reason(side))
+        return None
+
+    def _prove(self, side: _Side, candidate: _Candidate, opener: RecordOpener) -> None:
+        """Keep the candidate that opened a record, for the other half too."""
+        side.proven = True
+        side.openers = [(candidate, opener)]
+        self._handshakes[side.keys_of or 0].candidates = [candidate]
+        self._facts.note_opened(candidate.source)
+        self._facts.secrets["main_secret"] = candidate.secret
+
+    def _wrong_secret_reason(self, side: _Side) -> str:
+        sources = {candidate.source for candidate, _ in side.openers}
+        if sources == {"server RSA key"}:
+            return "static RSA, but no matching private key (or a damaged record)"
+        source = " or ".join(sorted(sources))
+        return (
+            f"the main secret from the {source} does not open this session's records "
+            "(a wrong secret, or a damaged record)"
+        )
+
+    def _take_opened(self, half: Half, side: _Side, opened: Opened) -> bytes | None:
+        half.protected_records_opened += 1
+        if opened.content_type == ContentType.APPLICATION_DATA:
+            half.opener = side.openers[0][1]
+            return opened.content
+        half.opener = None
+        self._take_content(half, side, opened.content_type, opened.content)
+        return None
+
+    def _take_content(self, half: Half, side: _Side, content_type: int, content: bytes) -> None:
+        if content_type == ContentType.HANDSHAKE:
+            half.assembler.feed(content)
+            self.drain(half)
+        elif content_type == ContentType.ALERT:
+            is_protected = side.keys_of is not None
+            take_alert(self._facts, half, content, protected=is_protected)
+        elif content_type == ContentType.CHANGE_CIPHER_SPEC:
+            self._change_keys(half, side, content)
+        elif content_type != ContentType.HEARTBEAT:
+            self._unexpected(content_type, "in TLS 1.2")
+
+    def _change_keys(self, half: Half, side: _Side, content: bytes) -> None:
+        if content != _CHANGE_CIPHER_SPEC or side.keys_of == side.number:
+            self._unexpected(ContentType.CHANGE_CIPHER_SPEC, "in TLS 1.2")
+        if half.assembler.pending_bytes:
+            refuse("a handshake message spans a change of keys", "handshake")
+        side.keys_of = side.number
+        side.openers = []
+        side.proven = False
+        half.opener = None
+        if half.direction is _SERVER:
+            self._handshakes[side.number].server_changed_keys = True
+            if side.number == 0 and self._handshakes[0].resumed:
+                self._facts.resumed = True
+                self._facts.forward_secret = None
+
+    # Messages
+
+    def take_message(self, half: Half, message: bytes) -> None:
+        """File a message under its half's handshake, and read what it tells."""
+        kind = message[0]
+        self._facts.note_message(half.direction, kind)
+        if kind == HandshakeType.HELLO_REQUEST:  # not part of any transcript (section 7.4.1.1)
+            return
+        side = self._sides[half.direction]
+        if kind in (HandshakeType.CLIENT_HELLO, HandshakeType.SERVER_HELLO):
+            self._take_hello(half, side, kind, message)
+            return
+        handshake = self._handshakes[side.number]
+        self._store(half, message, self._store_limit)
+        handshake.messages[half.direction].append(message)
+        if side.number == 0:
+            self._note(half, handshake, kind, message)
+
+    def _take_hello(self, half: Half, side: _Side, kind: int, message: bytes) -> None:
+        """Take a renegotiation's hello (RFC 5246 section 7.4.1)."""
+        is_own = (kind == HandshakeType.CLIENT_HELLO) == (half.direction is _CLIENT)
+        if not is_own or side.keys_of != side.number or side.number >= _MAX_RENEGOTIATIONS:
+            refuse(f"unexpected {name_of(HandshakeType, kind)}", "handshake")
+        side.number += 1
+        half.stored_handshake_bytes = 0
+        handshake = self._handshakes.setdefault(side.number, _Handshake())
+        handshake.messages[half.direction].append(message)
+        if half.direction is _CLIENT:
+            handshake.client_hello = hs.parse_client_hello(message)
+            self._facts.renegotiations = side.number
+        else:
+            self._set_server_hello(handshake, hs.parse_server_hello(message))
+
+    def take_server_hello(self, message: bytes, hello: ServerHello) -> None:
+        """Take the first ServerHello."""
+        handshake = self._handshakes[0]
+        handshake.messages[_SERVER].append(message)
+        facts = self._facts
+        facts.suite = hello.cipher_suite
+        facts.server_random = hello.random
+        facts.extended_main_secret = hello.extended_main_secret
+        facts.encrypt_then_mac = hello.encrypt_then_mac
+        protocols = ext.alpn_protocols(hello.extensions, "server_hello")
+        facts.alpn_protocol = protocols[0] if protocols else None
+        self._set_server_hello(handshake, hello)
+        if handshake.suite is not None:
+            facts.forward_secret = handshake.suite.key_exchange.forward_secret
+        if hello.compression_method:
+            for half in self._halves.values():
+                half.close("compressed records (CRIME) are not opened here")
+
+    @staticmethod
+    def _set_server_hello(handshake: _Handshake, hello: ServerHello) -> None:
+        handshake.server_hello = hello
+        handshake.suite = parameters_of(hello.cipher_suite)
+
+    def _note(self, half: Half, handshake: _Handshake, kind: int, message: bytes) -> None:
+        """Write what a message of the first handshake tells into the facts."""
+        facts = self._facts
+        is_server = half.direction is _SERVER
+        exchange = handshake.suite.key_exchange if handshake.suite else KeyExchange.OTHER
+        if kind == HandshakeType.CERTIFICATE:
+            chain = hs.certificate_chain(message, tls13=False)
+            if is_server:
+                facts.server_certificates = chain
+            else:
+                facts.client_certificates = chain
+        elif kind == HandshakeType.SERVER_HELLO_DONE:
+            facts.resumed = False
+        elif kind == HandshakeType.SERVER_KEY_EXCHANGE and is_server:
+            value = hs.server_key_exchange(message, exchange)
+            if value is not None:
+                group = value.group
+                if group is None:
+                    group = int(ffdhe_group(value.prime or 0) or 0)
+                facts.group = group
+                facts.server_key_shares[group] = value.public
+                facts.signature_scheme = value.signature_scheme
+        elif kind == HandshakeType.CLIENT_KEY_EXCHANGE and not is_server:
+            if exchange in _EPHEMERAL:
+                group = facts.group or 0
+                facts.client_key_shares[group] = hs.client_key_exchange(message, exchange)
+        elif kind == HandshakeType.NEW_SESSION_TICKET and is_server:
+            facts.note_ticket(SeenTicket(hs.new_session_ticket_tls12(message).ticket, None))
+
+    # Secrets
+
+    def _resolve(self, handshake: _Handshake) -> bool:
+        """Find the candidates for a main secret; False if messages are still to come.
+
+        Raises `_Missing` where there will be none.
+        """
+        client_hello, server_hello, suite = (
+            handshake.client_hello,
+            handshake.server_hello,
+            handshake.suite,
+        )
+        if client_hello is None or server_hello is None:
+            return False
+        name = name_of(CipherSuite, server_hello.cipher_suite)
+        if suite is None or suite.cipher is None:
+            raise _Missing(f"{name}: this suite is not opened here")
+        logged = self._keys.key_log.get(client_hello.random, {})
+        if (secret := logged.get("CLIENT_RANDOM")) is not None:
+            handshake.candidates = [_Candidate("key log", secret)]
+            return True
+        if handshake.resumed:
+            raise _Missing(self._resumption_reason())
+        exchange = handshake.find(_CLIENT, HandshakeType.CLIENT_KEY_EXCHANGE)
+        if handshake.resumed is None or exchange is None:
+            return False
+        value = hs.client_key_exchange(exchange, suite.key_exchange)
+        found = self._premaster_secrets(handshake, suite, value)
+        handshake.candidates = [
+            _Candidate(source, self._main_secret(handshake, suite, premaster))
+            for source, premaster in found
+        ]
+        return True
+
+    def _resumption_reason(self) -> str:
+        if self._keys.is_empty:
+            return "resumed: no keys were given"
+        reason = (
+            "resumed: the main secret is an earlier session's, which the keys given do not hold"
+        )
+        if self._keys.key_log:
+            reason += ", and no key log line for this client_random"
+        return reason
+
+    def _premaster_secrets(
+        self, handshake: _Handshake, suite: SuiteParameters, value: bytes
+    ) -> list[tuple[str, bytes]]:
+        exchange = suite.key_exchange
+        if exchange is KeyExchange.RSA:
+            if not self._keys.rsa_keys:
+                raise _Missing(self._no_rsa_key_reason())
+            found = []
+            for key in self._keys.rsa_keys:
+                try:
+                    premaster = key.decrypt(value, PKCS1v15())
+                except ValueError:  # a value that is not of this key's length
+                    continue
+                if len(premaster) == _PREMASTER_LENGTH:
+                    found.append(("server RSA key", premaster))
+            if not found:
+                raise _Missing("static RSA, but no matching private key")
+            return found
+        if exchange in _EPHEMERAL:
+            return [("ephemeral key", self._ephemeral_premaster(handshake, suite, value))]
+        raise _Missing(no_key_reason(self._keys, exchange.value))
+
+    def _no_rsa_key_reason(self) -> str:
+        if self._keys.is_empty:
+            return "static RSA: no keys were given"
+        reason = "static RSA, but no RSA private key was given"
+        return reason + (", and no key log line for this client_random" * bool(self._keys.key_log))
+
+    def _ephemeral_premaster(
+        self, handshake: _Handshake, suite: SuiteParameters, client: bytes
+    ) -> bytes:
+        message = handshake.find(_SERVER, HandshakeType.SERVER_KEY_EXCHANGE)
+        value = hs.server_key_exchange(message, suite.key_exchange) if message else None
+        label = suite.key_exchange.value
+        if value is None:
+            raise _Missing(f"{label}: there is no ServerKeyExchange")
+        keys = self._keys.ephemeral_keys
+        try:
+            if value.group is not None:
+                label = f"{label} with {name_of(NamedGroup, value.group)}"
+                return shared_secret(keys, value.group, client, value.public)
+            return finite_field_shared_secret(keys, value.prime or 0, client, value.public)
+        except NoSharedSecret as why:
+            raise _Missing(no_key_reason(self._keys, label, tried=str(why))) from None
+
+    @staticmethod
+    def _main_secret(handshake: _Handshake, suite: SuiteParameters, premaster: bytes) -> bytes:
+        client_hello, server_hello = handshake.client_hello, handshake.server_hello
+        if client_hello is None or server_hello is None:
+            raise _Missing("a hello message is missing")
+        if server_hello.extended_main_secret:
+            session_hash = handshake.session_hash(suite.hash_name)
+            return extended_main_secret(suite.hash_name, premaster, session_hash)
+        return main_secret(suite.hash_name, premaster, client_hello.random, server_hello.random)
+
+    def _make_openers(self, half: Half, side: _Side, handshake: _Handshake) -> None:
+        client_hello, server_hello, suite = (
+            handshake.client_hello,
+            handshake.server_hello,
+            handshake.suite,
+        )
+        if client_hello is None or server_hello is None or suite is None or suite.cipher is None:
+            raise _Missing("a hello message is missing")
+        cipher = suite.cipher
+        is_client = half.direction is _CLIENT
+        mac_length = hashlib.new(suite.mac_name).digest_size if suite.mac_name else 0
+        for candidate in handshake.candidates or ():
+            block = key_block(
+                suite.hash_name,
+                candidate.secret,
+                client_hello.random,
+                server_hello.random,
+                mac_key_length=mac_length,
+                key_length=cipher.key_length,
+                iv_length=cipher.fixed_iv_length,
+            )
+            keys = TLS12Keys(*(block[::2] if is_client else block[1::2]))
+            opener = tls12_opener(
+                cipher, suite.mac_name, keys, encrypt_then_mac=server_hello.encrypt_then_mac
+            )
+            side.openers.append((candidate, opener))

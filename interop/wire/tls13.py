@@ -1,0 +1,468 @@
+"""TLS 1.3 from the ServerHello on: which keys open which record.
+
+Theory of operation. A direction passes through *epochs*, each with a traffic secret of its own:
+
+    client   [early]  handshake  application
+    server            handshake  application
+
+and within *application* through generations, one a KeyUpdate. An `Epoch` is *known* (there are
+openers to try), *missing* (and why), or *pending* (its secret will follow from messages that have
+not been read yet). Everything else follows from four rules:
+
+1. A record is tried with the current epoch. Where that is missing, or is *early*, whose records a
+   server may have rejected, it is also tried with the next known one. A record that opens there is
+   the switch; sequence numbers start at zero with each epoch, so no counting of lost records is
+   needed. This one rule covers a key log that holds application secrets only, and 0-RTT records
+   that nobody can open.
+2. A half waits only for a pending epoch. Application secrets are pending until the server's
+   Finished, and only where they are derived; that needs the handshake secret, so a handshake epoch
+   is never missing while its application epoch is pending, and the two halves cannot wait for each
+   other. Between a HelloRetryRequest and the second ClientHello all protected records are rejected
+   early data: they wait for nothing, or the ServerHello would wait for a ClientHello behind them.
+3. The server's Finished, the client's Finished and EndOfEarlyData end epochs where they can be
+   seen. A handshake message must end where its epoch does (RFC 9846 section 5.1).
+4. Secrets of a key log count before derived ones, and derived ones fill what it lacks.
+
+The transcript (section 4.4.1) is the hash of messages in *protocol* order, which is not the order
+of capture: what the client sends after the ServerHello is held back until the server's Finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from interop.wire import extensions as ext
+from interop.wire import handshake as hs
+from interop.wire.engine import Engine, Halves, refuse, take_alert
+from interop.wire.facts import SeenTicket
+from interop.wire.key_schedule import derive_secret, message_hash, resumption_psk
+from interop.wire.material import Direction, KeyMaterial
+from interop.wire.record import HEADER_LENGTH
+from interop.wire.registry import ContentType, ExtensionType, HandshakeType, name_of
+from interop.wire.suites import CipherSuite, KeyExchange, SuiteParameters, parameters_of
+from interop.wire.tls13_epochs import Epoch, EpochName, Side
+from interop.wire.tls13_secrets import (
+    SecretSource,
+    derive_application_secrets,
+    find_early_secret,
+    find_handshake_secrets,
+    log_label,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from interop.wire.facts import SessionFacts
+    from interop.wire.half import Half
+    from interop.wire.handshake import ServerHello
+    from interop.wire.protection import Opened
+
+__all__ = ["TLS13Engine"]
+
+_CLIENT, _SERVER = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
+_CHANGE_CIPHER_SPEC = b"\x01"
+_STORE_LIMIT_FACTOR = 4
+_END_OF_EARLY_DATA = bytes((HandshakeType.END_OF_EARLY_DATA, 0, 0, 0))
+_SIDE_NAMES = {_CLIENT: "client", _SERVER: "server"}
+
+
+def _refuse_message(kind: int, where: str) -> None:
+    refuse(f"unexpected {name_of(HandshakeType, kind)} {where}", "handshake")
+
+
+class TLS13Engine(Engine):
+    """Reads a TLS 1.3 session (RFC 9846).
+
+    `client_hello` is the first one. Raises `DissectError` from its methods.
+    """
+
+    def __init__(
+        self,
+        facts: SessionFacts,
+        keys: KeyMaterial,
+        halves: Halves,
+        client_hello: bytes,
+        *,
+        handshake_limit_bytes: int,
+    ) -> None:
+        super().__init__(facts, keys, halves)
+        self._store_limit = _STORE_LIMIT_FACTOR * handshake_limit_bytes
+        self._client_hellos = [client_hello]
+        self._hellos = [hs.parse_client_hello(client_hello)]
+        self._retry: bytes | None = None
+        self._server_hello: ServerHello | None = None
+        self._suite: SuiteParameters | None = None
+        self._handshake_secret: bytes | None = None
+        self._main_secret: bytes | None = None
+        self._derived_from: SecretSource | None = None
+        self._resumption_secret: bytes | None = None
+        self._server_flight_done = False
+        self._client_flight_begun = False
+        self._client_flight: list[bytes] = []  # held back until the server's is complete
+        self._transcript = hashlib.sha256()
+        early = (EpochName.EARLY,) if self._hellos[0].early_data else ()
+        later = (EpochName.HANDSHAKE, EpochName.APPLICATION)
+        self._sides = {_CLIENT: Side(*early, *later), _SERVER: Side(*later)}
+
+    # Waiting
+
+    def must_wait(self, half: Half, content_type: int) -> bool:
+        """Rule 2 of the theory of operation."""
+        other_may_tell = self._other(half).alive
+        is_protected = content_type == ContentType.APPLICATION_DATA
+        if self._server_hello is None:
+            between_hellos = self._retry is not None and len(self._hellos) == 1
+            if half.direction is _SERVER:
+                is_hello = content_type == ContentType.HANDSHAKE
+                return between_hellos and is_hello and other_may_tell
+            return is_protected and not between_hellos and other_may_tell
+        epoch = self._sides[half.direction].epoch
+        if not is_protected or not epoch.pending:
+            return False
+        if not other_may_tell:
+            epoch.missing = "the server's flight, which the application secrets cover, was not read"
+            half.close(epoch.missing)
+        return other_may_tell
+
+    # Records
+
+    def take_record(self, half: Half, content_type: int, record: memoryview) -> bytes | None:
+        """Take one whole record (RFC 9846 section 5)."""
+        side = self._sides[half.direction]
+        if content_type == ContentType.APPLICATION_DATA:
+            if self._server_hello is None:
+                return self._take_rejected_early_data(half, side, record)
+            return self._take_protected(half, side, record)
+        fragment = record[HEADER_LENGTH:]
+        if content_type == ContentType.CHANGE_CIPHER_SPEC:
+            # Section 5: dropped if it is the one octet 1 and the handshake is not over.
+            if side.epoch.name is EpochName.APPLICATION or fragment != _CHANGE_CIPHER_SPEC:
+                self._unexpected(content_type, "in TLS 1.3")
+        elif side.protected:
+            self._unexpected(content_type, "in the clear, after protected records")
+        elif content_type == ContentType.ALERT:
+            take_alert(self._facts, half, bytes(fragment), protected=False)
+        elif content_type == ContentType.HANDSHAKE:
+            half.assembler.feed(fragment)
+            self.drain(half)
+        else:
+            self._unexpected(content_type, "in TLS 1.3")
+        return None
+
+    def _take_rejected_early_data(self, half: Half, side: Side, record: memoryview) -> bytes | None:
+        """Take a protected record that precedes the ServerHello: rejected 0-RTT data."""
+        if half.direction is _SERVER:
+            self._unexpected(ContentType.APPLICATION_DATA, "before the ServerHello")
+        opened = side.epoch.open(record) if side.epoch.name is EpochName.EARLY else None
+        if opened is not None:
+            return self._take_opened(half, side, opened)
+        self._facts.early_records_skipped += 1
+        return None
+
+    def _take_protected(self, half: Half, side: Side, record: memoryview) -> bytes | None:
+        side.protected = True
+        if half.assembler.pending_bytes and not half.protected_records_opened:
+            refuse("a handshake message is cut by the change to protected records", "handshake")
+        if (opened := side.open(record)) is not None:
+            return self._take_opened(half, side, opened)
+        epoch = side.epoch
+        if epoch.name is EpochName.EARLY:
+            self._facts.early_records_skipped += 1
+        elif not epoch.known:  # a handshake record of which only later secrets are known
+            half.skipped_records += 1
+        elif epoch.proven:
+            half.close(f"a damaged record: it does not open with its {epoch.name.value} keys")
+        else:
+            source = epoch.source.value if epoch.source is not None else "keys"
+            half.close(
+                f"the {epoch.name.value} secret from the {source} does not open this session's "
+                "records (a wrong secret, or a damaged record)"
+            )
+        return None
+
+    def _take_opened(self, half: Half, side: Side, opened: Opened) -> bytes | None:
+        epoch = side.epoch
+        half.protected_records_opened += 1
+        if epoch.source is not None:
+            is_early = epoch.name is EpochName.EARLY
+            self._facts.note_opened(epoch.source.value, early=is_early)
+        content_type, content = opened
+        if content_type == ContentType.APPLICATION_DATA:
+            if epoch.name is EpochName.HANDSHAKE:
+                self._unexpected(content_type, "under handshake keys")
+            if half.assembler.pending_bytes:
+                self._unexpected(content_type, "within a handshake message")
+            half.opener = epoch.opener
+            return content
+        half.opener = None
+        if content_type == ContentType.HANDSHAKE:
+            half.assembler.feed(content)
+            self.drain(half)
+        elif content_type == ContentType.ALERT:
+            take_alert(self._facts, half, content, protected=True)
+        else:
+            self._unexpected(content_type, "inside a protected record")
+        return None
+
+    # Messages
+
+    def take_message(self, half: Half, message: bytes) -> None:
+        """Take one whole message, in whatever epoch its half is."""
+        kind = message[0]
+        self._facts.note_message(half.direction, kind)
+        side = self._sides[half.direction]
+        if not side.protected:
+            self._take_hello(half, side, kind, message)
+        elif side.epoch.name is EpochName.APPLICATION:
+            self._take_post_handshake(half, side, kind, message)
+        elif half.direction is _SERVER:
+            self._take_server_flight(half, side, kind, message)
+        else:
+            self._take_client_flight(half, side, kind, message)
+
+    def _take_hello(self, half: Half, side: Side, kind: int, message: bytes) -> None:
+        if half.direction is _SERVER:
+            if kind != HandshakeType.SERVER_HELLO or self._server_hello is not None:
+                _refuse_message(kind, "in the clear")
+            self.take_server_hello(message, hs.parse_server_hello(message))
+            return
+        if kind == HandshakeType.END_OF_EARLY_DATA and half.protected_records_opened:
+            refuse("early data does not end between two ClientHellos", "handshake")
+        if kind != HandshakeType.CLIENT_HELLO or len(self._hellos) > 1:
+            _refuse_message(kind, "in the clear")
+        half.opener = None
+        hello = hs.parse_client_hello(message)
+        if hello.random != self._hellos[0].random:
+            refuse("the second ClientHello has another random", "client_hello.random")
+        self._client_hellos.append(message)
+        self._hellos.append(hello)
+        side.drop_early()
+        for share in hello.key_shares:
+            self._facts.client_key_shares[share.group] = share.key_exchange
+
+    def take_server_hello(self, message: bytes, hello: ServerHello) -> None:
+        """Take a ServerHello or HelloRetryRequest (RFC 9846 sections 4.1.3 and 4.1.4)."""
+        name = name_of(CipherSuite, hello.cipher_suite)
+        suite = self._suite = parameters_of(hello.cipher_suite)
+        if suite is None or suite.key_exchange is not KeyExchange.TLS13:
+            refuse(f"{name} is no suite of TLS 1.3", "server_hello.cipher_suite")
+        facts = self._facts
+        facts.suite = hello.cipher_suite
+        facts.group = hello.selected_group
+        if hello.is_hello_retry_request:
+            if self._retry is not None:
+                refuse("a second HelloRetryRequest", "server_hello")
+            self._retry = message
+            facts.hello_retry_request = True
+        else:
+            facts.server_random = hello.random
+            facts.resumed = hello.selected_psk is not None
+            facts.forward_secret = hello.key_share is not None
+            if hello.key_share is not None:
+                facts.server_key_shares[hello.key_share.group] = hello.key_share.key_exchange
+            self._server_hello = hello
+        if suite.cipher is None:
+            for half in self._halves.values():
+                half.close(f"{name}: this suite is not opened here")
+            return
+        self._find_early_secret()
+        if not hello.is_hello_retry_request:
+            self._start_transcript(suite, message)
+            self._find_secrets(suite, hello)
+
+    def _take_server_flight(self, half: Half, side: Side, kind: int, message: bytes) -> None:
+        self._store(half, message, self._store_limit)
+        self._transcript.update(message)
+        if kind == HandshakeType.ENCRYPTED_EXTENSIONS:
+            block = hs.encrypted_extensions(message)
+            self._facts.early_data_accepted = ExtensionType.EARLY_DATA in block
+            protocols = ext.alpn_protocols(block, "encrypted_extensions")
+            self._facts.alpn_protocol = protocols[0] if protocols else None
+        elif kind == HandshakeType.CERTIFICATE:
+            self._facts.server_certificates = hs.certificate_chain(message, tls13=True)
+        elif kind == HandshakeType.CERTIFICATE_VERIFY:
+            self._facts.signature_scheme = hs.certificate_verify(message)[0]
+        elif kind == HandshakeType.FINISHED:
+            self._end_epoch(half, side)
+            self._server_flight_done = True
+            self._derive_application_secrets()
+            held, self._client_flight = self._client_flight, []
+            for earlier in held:
+                self._add_to_client_flight(earlier)
+
+    def _take_client_flight(self, half: Half, side: Side, kind: int, message: bytes) -> None:
+        self._store(half, message, self._store_limit)
+        if kind == HandshakeType.END_OF_EARLY_DATA:
+            if side.epoch.name is not EpochName.EARLY:
+                _refuse_message(kind, "under handshake keys")
+            self._end_epoch(half, side, EpochName.HANDSHAKE)
+        elif side.epoch.name is EpochName.EARLY:
+            _refuse_message(kind, "under early keys")
+        elif kind == HandshakeType.CERTIFICATE:
+            self._facts.client_certificates = hs.certificate_chain(message, tls13=True)
+        self._add_to_client_flight(message)
+        if kind == HandshakeType.FINISHED:
+            self._end_epoch(half, side)
+
+    def _end_epoch(self, half: Half, side: Side, to: EpochName = EpochName.APPLICATION) -> None:
+        """Rule 3 of the theory of operation."""
+        if half.assembler.pending_bytes:
+            refuse("a handshake message spans a change of keys", "handshake")
+        half.opener = None
+        side.move_to(to)
+        epoch = side.epoch
+        if epoch.missing:
+            half.close(epoch.missing)
+
+    def _take_post_handshake(self, half: Half, side: Side, kind: int, message: bytes) -> None:
+        if kind == HandshakeType.KEY_UPDATE:
+            hs.key_update(message)
+            if half.assembler.pending_bytes:
+                refuse("a handshake message spans a change of keys", "handshake")
+            side.epoch.update()
+            updates = self._facts.key_updates
+            updates[half.direction] = updates.get(half.direction, 0) + 1
+        elif kind == HandshakeType.NEW_SESSION_TICKET and half.direction is _SERVER:
+            ticket = hs.new_session_ticket_tls13(message)
+            psk = None
+            if self._resumption_secret is not None and self._suite is not None:
+                hash_name = self._suite.hash_name
+                psk = resumption_psk(hash_name, self._resumption_secret, ticket.nonce)
+            self._facts.note_ticket(SeenTicket(ticket.ticket, psk))
+        elif kind == HandshakeType.CERTIFICATE and half.direction is _CLIENT:
+            self._facts.client_certificates = hs.certificate_chain(message, tls13=True)
+
+    # Transcript
+
+    def _start_transcript(self, suite: SuiteParameters, server_hello: bytes) -> None:
+        self._transcript = hashlib.new(suite.hash_name)
+        self._transcript.update(self._before_last_hello(suite))
+        self._transcript.update(self._client_hellos[-1])
+        self._transcript.update(server_hello)
+
+    def _before_last_hello(self, suite: SuiteParameters) -> bytes:
+        """Give what the transcript holds before the last ClientHello (section 4.4.1)."""
+        if self._retry is None:
+            return b""
+        return message_hash(suite.hash_name, self._client_hellos[0]) + self._retry
+
+    def _add_to_client_flight(self, message: bytes) -> None:
+        if not self._server_flight_done:
+            self._client_flight.append(message)
+            return
+        if not self._client_flight_begun:
+            self._client_flight_begun = True
+            if self._facts.early_data_accepted and message != _END_OF_EARLY_DATA:
+                # It was sent under early keys that nobody has, but its four bytes are known.
+                self._transcript.update(_END_OF_EARLY_DATA)
+        self._transcript.update(message)
+        if message[0] == HandshakeType.FINISHED:
+            self._derive_resumption_secret()
+
+    # Secrets
+
+    def _find_early_secret(self) -> None:
+        epoch = self._sides[_CLIENT].get(EpochName.EARLY)
+        if epoch is None or not epoch.pending:
+            return
+        found = find_early_secret(self._keys, self._hellos[0], self._client_hellos[0])
+        if found is None:
+            epoch.missing = "0-RTT data: no early traffic secret"
+            return
+        self._facts.secrets["client_early_traffic_secret"] = found.secret
+        # A server that rejects early data may choose a suite other than the ticket's.
+        offered = (parameters_of(number) for number in self._hellos[0].cipher_suites)
+        suites = [
+            suite
+            for suite in offered
+            if suite is not None
+            and suite.key_exchange is KeyExchange.TLS13
+            and suite.hash_name == found.hash_name
+        ]
+        epoch.provide(found.source, (found.secret,), suites)
+
+    def _find_secrets(self, suite: SuiteParameters, hello: ServerHello) -> None:
+        """Rule 4 of the theory of operation."""
+        derived = find_handshake_secrets(
+            self._keys,
+            suite.hash_name,
+            self._hellos[-1],
+            self._client_hellos[-1],
+            hello,
+            prefix=self._before_last_hello(suite),
+            transcript=self._transcript.digest(),
+        )
+        self._handshake_secret = derived.handshake_secret
+        self._derived_from = derived.source
+        if derived.handshake_secret is not None:
+            self._facts.secrets["handshake_secret"] = derived.handshake_secret
+        logged = self._keys.key_log.get(self._hellos[0].random, {})
+        for direction, side in self._sides.items():
+            handshake, application = side.epochs[-2:]
+            label = log_label(direction, handshake.name.value)
+            if label in logged:
+                self._provide(direction, handshake, SecretSource.KEY_LOG, (logged[label],))
+            elif derived.source is not None:
+                secrets = (derived.traffic_secrets[direction],)
+                self._provide(direction, handshake, derived.source, secrets)
+            else:
+                handshake.missing = derived.reason
+            self._find_application_secret(direction, application, logged, derived.reason)
+            if not any(epoch.known for epoch in side.epochs):
+                self._halves[direction].close(application.missing or derived.reason)
+
+    def _find_application_secret(
+        self, direction: Direction, epoch: Epoch, logged: Mapping[str, bytes], reason: str
+    ) -> None:
+        first = log_label(direction, epoch.name.value)
+        stem = first.removesuffix("0")
+        if first in logged:
+            self._provide(direction, epoch, SecretSource.KEY_LOG, (logged[first],))
+        elif later := [secret for label, secret in logged.items() if label.startswith(stem)]:
+            # The log begins in mid-session: some later generation will open some record.
+            self._provide(direction, epoch, SecretSource.KEY_LOG, later)
+        elif self._handshake_secret is None:
+            epoch.missing = reason
+            if log_label(direction, EpochName.HANDSHAKE.value) in logged:
+                epoch.missing = "the key log holds the handshake secret but no application secret"
+
+    def _provide(
+        self,
+        direction: Direction,
+        epoch: Epoch,
+        source: SecretSource,
+        secrets: tuple[bytes, ...] | list[bytes],
+    ) -> None:
+        suite = self._suite
+        if suite is None:
+            return
+        epoch.provide(source, secrets, (suite,))
+        if epoch.known:
+            generation = "_0" if epoch.name is EpochName.APPLICATION else ""
+            name = f"{_SIDE_NAMES[direction]}_{epoch.name.value}_traffic_secret{generation}"
+            self._facts.secrets[name] = epoch.secret
+
+    def _derive_application_secrets(self) -> None:
+        """Derive what the server's Finished completes (RFC 9846 section 7.1)."""
+        suite, source = self._suite, self._derived_from
+        if suite is None or self._handshake_secret is None or source is None:
+            return
+        digest = self._transcript.digest()
+        derived = derive_application_secrets(suite.hash_name, self._handshake_secret, digest)
+        self._main_secret = derived.main_secret
+        self._facts.secrets["main_secret"] = derived.main_secret
+        self._facts.secrets["exporter_secret"] = derived.exporter_secret
+        for direction, side in self._sides.items():
+            epoch = side.epochs[-1]
+            if epoch.pending:
+                secrets = (derived.traffic_secrets[direction],)
+                self._provide(direction, epoch, source, secrets)
+
+    def _derive_resumption_secret(self) -> None:
+        if self._suite is None or self._main_secret is None:
+            return
+        self._resumption_secret = derive_secret(
+            self._suite.hash_name, self._main_secret, b"res master", self._transcript.digest()
+        )
+        self._facts.secrets["resumption_secret"] = self._resumption_secret

@@ -1,0 +1,140 @@
+"""Epochs of a TLS 1.3 direction (see the theory of operation in `tls13`)."""
+
+from __future__ import annotations
+
+import hashlib
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from interop.wire.key_schedule import next_traffic_secret, traffic_keys
+from interop.wire.protection import Opened, TLS13Opener
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from interop.wire.suites import SuiteParameters
+    from interop.wire.tls13_secrets import SecretSource
+
+__all__ = ["Epoch", "EpochName", "Side"]
+
+
+class EpochName(Enum):
+    """What a span of a direction's records is protected with."""
+
+    EARLY = "early"
+    HANDSHAKE = "handshake"
+    APPLICATION = "application"
+
+
+class Epoch:
+    """One span under one secret: known, pending, or missing for a reason."""
+
+    def __init__(self, name: EpochName) -> None:
+        self.name = name
+        self.source: SecretSource | None = None
+        self.missing: str | None = None
+        self.proven = False  # whether a record has been opened
+        self._candidates: list[tuple[bytes, str, TLS13Opener]] = []
+        self._suite: SuiteParameters | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether there is anything to try."""
+        return bool(self._candidates)
+
+    @property
+    def pending(self) -> bool:
+        """Whether its secret may still come."""
+        return not self._candidates and self.missing is None
+
+    @property
+    def secret(self) -> bytes:
+        """The secret, the likeliest one while several are candidates."""
+        return self._candidates[0][0]
+
+    @property
+    def opener(self) -> TLS13Opener:
+        """The opener of `secret`."""
+        return self._candidates[0][2]
+
+    def provide(
+        self,
+        source: SecretSource,
+        secrets: Iterable[bytes],
+        suites: Iterable[SuiteParameters],
+    ) -> None:
+        """Make known: any of `secrets` under any of `suites` may turn out to be the one."""
+        self.source = source
+        for suite in suites:
+            length = hashlib.new(suite.hash_name).digest_size
+            for secret in secrets:
+                if suite.cipher is None or len(secret) != length:
+                    continue
+                keys = traffic_keys(suite.hash_name, secret, suite.cipher.key_length)
+                opener = TLS13Opener(suite.cipher, keys)
+                self._candidates.append((secret, suite.hash_name, opener))
+                self._suite = suite
+        if not self._candidates:
+            self.missing = f"the {self.name.value} secret from the {source.value} fits no suite"
+
+    def open(self, record: memoryview) -> Opened | None:
+        """Open a record; the candidate that succeeds is the only one left afterwards."""
+        for candidate in self._candidates:
+            if (opened := candidate[2].open(record)) is not None:
+                if not self.proven:
+                    self.proven = True
+                    self._candidates = [candidate]
+                return opened
+        return None
+
+    def update(self) -> None:
+        """Go to the next generation (RFC 9846 section 7.2)."""
+        secret, hash_name, _ = self._candidates[0]
+        suite = self._suite
+        if suite is None or suite.cipher is None:
+            return
+        following = next_traffic_secret(hash_name, secret)
+        keys = traffic_keys(hash_name, following, suite.cipher.key_length)
+        self._candidates = [(following, hash_name, TLS13Opener(suite.cipher, keys))]
+
+
+class Side:
+    """Where one half stands among its epochs."""
+
+    def __init__(self, *names: EpochName) -> None:
+        self.epochs = [Epoch(name) for name in names]
+        self.index = 0
+        self.protected = False  # whether a protected record has come
+
+    @property
+    def epoch(self) -> Epoch:
+        """The epoch of the next record."""
+        return self.epochs[self.index]
+
+    def get(self, name: EpochName) -> Epoch | None:
+        """Find an epoch; there may be no early one."""
+        return next((epoch for epoch in self.epochs if epoch.name is name), None)
+
+    def drop_early(self) -> None:
+        """Forget the early epoch: a second ClientHello ends early data (section 4.1.2)."""
+        if self.index or self.epochs[0].name is not EpochName.EARLY:
+            return
+        self.epochs = self.epochs[1:]
+
+    def move_to(self, name: EpochName) -> None:
+        """Make `name` the epoch of the next record."""
+        self.index = next(i for i, epoch in enumerate(self.epochs) if epoch.name is name)
+
+    def open(self, record: memoryview) -> Opened | None:
+        """Try the current epoch, and where that may be passed over, the next known one."""
+        current = self.epoch
+        if (opened := current.open(record)) is not None:
+            return opened
+        if current.known and current.name is not EpochName.EARLY:
+            return None
+        for index in range(self.index + 1, len(self.epochs)):
+            if self.epochs[index].known:
+                if (opened := self.epochs[index].open(record)) is not None:
+                    self.index = index
+                return opened
+        return None

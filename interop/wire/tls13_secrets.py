@@ -1,0 +1,233 @@
+"""From a theft to the traffic secrets of one TLS 1.3 session.
+
+A stolen secret helps in one of three ways: a key log names the traffic secret itself; an ephemeral
+private key gives the (EC)DHE shared secret, from which the handshake secret follows; a pre-shared
+key gives the early secret below it. A session that resumes with (EC)DHE needs both of the latter.
+The server's certificate key gives nothing: in TLS 1.3 it only ever signs.
+
+A PSK is recognised by its binder (RFC 9846 section 4.2.11.2), an HMAC over the ClientHello, so that
+a wrong one is refused before anything is derived from it.
+"""
+
+from __future__ import annotations
+
+import hmac
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
+
+from interop.wire.engine import no_key_reason
+from interop.wire.groups import NoSharedSecret, shared_secret
+from interop.wire.key_schedule import (
+    binder_key,
+    derive_secret,
+    early_secret,
+    handshake_secret,
+    main_secret,
+    transcript_hash,
+    verify_data,
+)
+from interop.wire.material import Direction
+from interop.wire.registry import NamedGroup, name_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from interop.wire.handshake import ClientHello, ServerHello
+    from interop.wire.material import KeyMaterial
+
+__all__ = [
+    "ApplicationSecrets",
+    "EarlySecret",
+    "HandshakeSecrets",
+    "SecretSource",
+    "derive_application_secrets",
+    "find_early_secret",
+    "find_handshake_secrets",
+    "find_psk",
+    "log_label",
+]
+
+_HASHES = ("sha256", "sha384")  # of all TLS 1.3 suites that this package opens
+_HASH_OF_LENGTH = {32: "sha256", 48: "sha384"}
+
+
+class SecretSource(Enum):
+    """What gave a secret; the words are what reports print."""
+
+    KEY_LOG = "key log"
+    EPHEMERAL_KEY = "ephemeral key"
+    PRE_SHARED_KEY = "pre-shared key"
+    EPHEMERAL_AND_PRE_SHARED_KEY = "ephemeral key and pre-shared key"
+
+
+class EarlySecret(NamedTuple):
+    """The client's early traffic secret, and the hash that it was made with."""
+
+    source: SecretSource
+    secret: bytes
+    hash_name: str
+
+    def __repr__(self) -> str:
+        return f"EarlySecret({self.source.value})"
+
+
+class HandshakeSecrets(NamedTuple):
+    """Derived handshake secrets, or the reason why there are none."""
+
+    handshake_secret: bytes | None
+    source: SecretSource | None
+    traffic_secrets: Mapping[Direction, bytes]
+    reason: str
+
+    def __repr__(self) -> str:
+        return f"HandshakeSecrets({self.source.value if self.source else self.reason})"
+
+
+class ApplicationSecrets(NamedTuple):
+    """What follows from the server's Finished."""
+
+    main_secret: bytes
+    traffic_secrets: Mapping[Direction, bytes]
+    exporter_secret: bytes
+
+    def __repr__(self) -> str:
+        return "ApplicationSecrets()"
+
+
+def log_label(direction: Direction, epoch: str) -> str:
+    """Give the key log's label of an epoch's secret (RFC 9850 section 2.2)."""
+    side = "CLIENT" if direction is Direction.CLIENT_TO_SERVER else "SERVER"
+    if epoch == "application":
+        return f"{side}_TRAFFIC_SECRET_0"
+    return f"{side}_{epoch.upper()}_TRAFFIC_SECRET"
+
+
+def find_psk(
+    keys: KeyMaterial,
+    hello: ClientHello,
+    raw: bytes,
+    *,
+    identity: int,
+    prefix: bytes = b"",
+    hashes: tuple[str, ...] = _HASHES,
+) -> tuple[bytes, str] | None:
+    """Find the stolen PSK behind an offered identity, and its hash; None if it was not stolen.
+
+    `raw` is the ClientHello's message; `prefix` the messages before it, after a retry.
+    """
+    offer = hello.pre_shared_keys
+    if offer is None or identity >= len(offer.identities):
+        return None
+    truncated = prefix + raw[: len(raw) - offer.binders_length]
+    binder = offer.identities[identity].binder
+    for hash_name in hashes:
+        digest = transcript_hash(hash_name, truncated)
+        for key in keys.pre_shared_keys:
+            early = early_secret(hash_name, key)
+            for external in (False, True):
+                base = binder_key(hash_name, early, external=external)
+                if hmac.compare_digest(verify_data(hash_name, base, digest), binder):
+                    return key, hash_name
+    return None
+
+
+def find_early_secret(keys: KeyMaterial, hello: ClientHello, raw: bytes) -> EarlySecret | None:
+    """Find the secret of 0-RTT data: logged, or derived of the first PSK (section 4.2.10)."""
+    logged = keys.key_log.get(hello.random, {})
+    if (secret := logged.get("CLIENT_EARLY_TRAFFIC_SECRET")) is not None:
+        return EarlySecret(SecretSource.KEY_LOG, secret, _HASH_OF_LENGTH[len(secret)])
+    found = find_psk(keys, hello, raw, identity=0)
+    if found is None:
+        return None
+    key, hash_name = found
+    digest = transcript_hash(hash_name, raw)
+    early = early_secret(hash_name, key)
+    secret = derive_secret(hash_name, early, b"c e traffic", digest)
+    return EarlySecret(SecretSource.PRE_SHARED_KEY, secret, hash_name)
+
+
+def _no_secrets(reason: str) -> HandshakeSecrets:
+    return HandshakeSecrets(None, None, {}, reason)
+
+
+def _shared_secret(keys: KeyMaterial, hello: ClientHello, server_hello: ServerHello) -> bytes:
+    share = server_hello.key_share
+    if share is None:
+        raise NoSharedSecret("there is no key share")
+    for offered in hello.key_shares:
+        if offered.group == share.group:
+            client, server = offered.key_exchange, share.key_exchange
+            return shared_secret(keys.ephemeral_keys, share.group, client, server)
+    raise NoSharedSecret("the server answers a key share that the client did not offer")
+
+
+def find_handshake_secrets(
+    keys: KeyMaterial,
+    hash_name: str,
+    hello: ClientHello,
+    raw: bytes,
+    server_hello: ServerHello,
+    *,
+    prefix: bytes,
+    transcript: bytes,
+) -> HandshakeSecrets:
+    """Derive the handshake secrets (RFC 9846 section 7.1).
+
+    `hello` and `raw` are the last ClientHello, `prefix` the messages before it, `transcript` the
+    hash up to the ServerHello.
+    """
+    key: bytes | None = None
+    if server_hello.selected_psk is not None:
+        psk = server_hello.selected_psk
+        found = find_psk(keys, hello, raw, identity=psk, prefix=prefix, hashes=(hash_name,))
+        if found is None:
+            return _no_secrets(_resumption_reason(keys, server_hello))
+        key = found[0]
+    shared: bytes | None = None
+    source = SecretSource.PRE_SHARED_KEY
+    if server_hello.key_share is not None:
+        try:
+            shared = _shared_secret(keys, hello, server_hello)
+        except NoSharedSecret as why:
+            group = name_of(NamedGroup, server_hello.key_share.group)
+            exchange = f"ECDHE with {group}"
+            if key is not None:
+                return _no_secrets(
+                    f"{exchange}: the pre-shared key is known, but {why}, and a psk_dhe_ke session "
+                    "needs both"
+                )
+            return _no_secrets(no_key_reason(keys, exchange, tried=str(why)))
+        source = SecretSource.EPHEMERAL_KEY
+        if key is not None:
+            source = SecretSource.EPHEMERAL_AND_PRE_SHARED_KEY
+    elif key is None:
+        return _no_secrets("neither a key share nor a pre-shared key was negotiated")
+    secret = handshake_secret(hash_name, early_secret(hash_name, key), shared)
+    traffic = {
+        Direction.CLIENT_TO_SERVER: derive_secret(hash_name, secret, b"c hs traffic", transcript),
+        Direction.SERVER_TO_CLIENT: derive_secret(hash_name, secret, b"s hs traffic", transcript),
+    }
+    return HandshakeSecrets(secret, source, traffic, "")
+
+
+def _resumption_reason(keys: KeyMaterial, server_hello: ServerHello) -> str:
+    if keys.is_empty:
+        return "resumed with a pre-shared key: no keys were given"
+    mode = "psk_ke" if server_hello.key_share is None else "psk_dhe_ke"
+    reason = f"resumed with a pre-shared key ({mode}) that is not among the keys given"
+    if keys.key_log:
+        reason += ", and no key log line for this client_random"
+    return reason
+
+
+def derive_application_secrets(
+    hash_name: str, handshake: bytes, transcript: bytes
+) -> ApplicationSecrets:
+    """Derive what follows the server's Finished; `transcript` is the hash up to it."""
+    main = main_secret(hash_name, handshake)
+    traffic = {
+        Direction.CLIENT_TO_SERVER: derive_secret(hash_name, main, b"c ap traffic", transcript),
+        Direction.SERVER_TO_CLIENT: derive_secret(hash_name, main, b"s ap traffic", transcript),
+    }
+    exporter = derive_secret(hash_name, main, b"exp master", transcript)
+    return ApplicationSecrets(main, traffic, exporter)
