@@ -40,7 +40,7 @@ _SERIAL_BYTES = 20
 
 @dataclass(frozen=True, slots=True)
 class PlannedCertificate:
-    """A certificate about to be signed; `signer` and `subject` are keys of the store, by version."""
+    """A certificate about to be signed; `signer` and `subject` are keys of the store."""
 
     serial: int
     profile: str

@@ -185,6 +185,9 @@ class Database:
                 yield connection
         except sqlalchemy.exc.DBAPIError as error:
             raise self._translated(error) from None
+        except UnicodeDecodeError:
+            # The driver decodes names out of a damaged schema for its own error's text, and fails.
+            raise StoreError(f"{self.path} {_DAMAGED[1]}", fault=_DAMAGED[0]) from None
 
     def _translated(self, error: sqlalchemy.exc.DBAPIError) -> StoreError:
         code = getattr(error.orig, "sqlite_errorcode", None)

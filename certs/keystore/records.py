@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, func, insert, select, update
 from certs.errors import CorruptEnvelope, KeyNotFound, StoreError, StoreFault
 from certs.key_types import KeyType, public_key_der, require_public_key
 from certs.keystore.envelope import MAX_TERM, STORE_ID_BYTES
+from certs.keystore.kek.provider import MAX_WRAPPED_BYTES
 from certs.keystore.keyring import INVOCATION_LIMIT, Keyring, SealedTerm, root_context
 from certs.keystore.names import is_name
 from certs.keystore.payload import PrivateKeyPayload
@@ -117,11 +118,15 @@ def open_keyring(database: Database, kek: KEKProvider) -> Keyring:
         raise damaged("store_info.store_id")
     generation = as_number(row.root_generation, "store_info.root_generation", least=1)
     wrapped = as_bytes(row.wrapped_root_key, "store_info.wrapped_root_key")
+    if len(wrapped) > MAX_WRAPPED_BYTES:
+        raise damaged("store_info.wrapped_root_key")
     return Keyring(store_id, kek.unwrap(wrapped, root_context(store_id, generation).encode()))
 
 
 def find_key(connection: Connection, name: str) -> KeyInfo:
     """Return a key's row; raise `KeyNotFound` if there is none."""
+    if not is_name(name):  # nor would every text reach the database: lone surrogates do not
+        raise KeyNotFound("there is no key of that name, and no key can have it; list the keys")
     row = connection.execute(select(keys).where(keys.c.name == name)).first()
     if row is None:
         raise KeyNotFound(f"there is no key named {name!r}; list the keys, or create it")
@@ -150,19 +155,19 @@ def read_sealed_key(connection: Connection, name: str, version: int | None) -> S
             "restore the store from a backup"
         )
     wanted = info.version if version is None else version
+    if not 1 <= wanted <= info.version:
+        raise KeyNotFound(f"key {name!r} has versions 1 to {info.version}, not {wanted}")
     row = connection.execute(
         select(key_versions, terms.c.sealed.label("sealed_term"))
         .join(terms, terms.c.number == key_versions.c.term)
         .where(key_versions.c.name == name, key_versions.c.version == wanted)
     ).first()
-    if row is not None:
-        return _sealed_key(info, row)
-    if 1 <= wanted <= info.version:
+    if row is None:
         raise CorruptEnvelope(
             f"version {wanted} of key {name!r}, or the term that seals it, is missing from the "
             "store; restore it from a backup"
         )
-    raise KeyNotFound(f"key {name!r} has versions 1 to {info.version}, not {wanted}")
+    return _sealed_key(info, row)
 
 
 def insert_key(connection: Connection, info: KeyInfo) -> None:

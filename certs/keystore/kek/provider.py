@@ -15,7 +15,9 @@ from certs.keystore.kek.file import FileKEK
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["KEKProvider", "create_kek", "open_kek"]
+__all__ = ["MAX_WRAPPED_BYTES", "KEKProvider", "create_kek", "open_kek"]
+
+MAX_WRAPPED_BYTES = 4096
 
 
 @runtime_checkable

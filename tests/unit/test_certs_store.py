@@ -1,0 +1,575 @@
+"""The key store as its users see it."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import sqlite3
+import stat
+import threading
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, x25519
+
+from certs.errors import (
+    CertsError,
+    InvalidName,
+    KeyExists,
+    KeyNotExportable,
+    KeyNotFound,
+    StoreError,
+    StoreFault,
+    UnsupportedKey,
+    WrongKEK,
+    WrongPurpose,
+)
+from certs.key_types import generate_private_key, key_type_of, public_key_der
+from certs.keystore import KeyStore, KeyType
+from certs.keystore.hazmat import unseal_every_private_key
+from certs.keystore.kek import FileKEK
+from certs.keystore.keyring import INVOCATION_LIMIT
+from certs.keystore.store import KeyInfo
+
+NOW = datetime(2026, 11, 1, 12, 0, 0, tzinfo=UTC)
+
+
+def clock() -> datetime:
+    return NOW
+
+
+@pytest.fixture
+def kek(tmp_path: Path) -> FileKEK:
+    return FileKEK.create(tmp_path / "kek")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "store.db"
+
+
+def private_bytes(key: object) -> bytes:
+    assert isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey)
+    return key.private_bytes(
+        serialization.Encoding.DER,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_every_file_of_a_store_has_mode_0600_under_any_umask(path: Path, kek: FileKEK) -> None:
+    before = os.umask(0)
+    try:
+        with KeyStore.create(path, kek) as store:
+            store.create_key("a", KeyType.ED25519)
+            store.snapshot(path.with_name("copy.db"))
+            files = {each.name: mode_of(each) for each in path.parent.iterdir()}
+    finally:
+        os.umask(before)
+    assert files == dict.fromkeys(
+        ["kek", "store.db", "store.db-wal", "store.db-shm", "copy.db"], 0o600
+    )
+
+
+def test_a_closed_store_is_one_file(path: Path, kek: FileKEK) -> None:
+    with KeyStore.create(path, kek) as store:
+        store.create_key("a", KeyType.ED25519)
+    assert sorted(each.name for each in path.parent.iterdir()) == ["kek", "store.db"]
+
+
+def test_the_database_is_as_durable_as_promised(path: Path, kek: FileKEK) -> None:
+    with KeyStore.create(path, kek) as store, store.database.read() as connection:
+        settings = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+    assert settings == {
+        "journal_mode": "wal",
+        "synchronous": 2,  # FULL
+        "foreign_keys": 1,
+        "busy_timeout": 10_000,
+    }
+
+
+@pytest.mark.parametrize("key_type", KeyType)
+def test_a_key_survives_a_restart(path: Path, kek: FileKEK, key_type: KeyType) -> None:
+    with KeyStore.create(path, kek, clock=clock) as store:
+        made = store.create_key("web/server", key_type, exportable=True)
+        assert made == KeyInfo("web/server", key_type, "sign", True, 1, NOW)
+        before = private_bytes(store.export_private_key("web/server"))
+    with KeyStore.open(path, kek.uri()) as store:
+        assert store.key("web/server") == made
+        exported = store.export_private_key("web/server")
+        assert private_bytes(exported) == before
+        assert key_type_of(exported) is key_type
+        assert public_key_der(store.public_key("web/server")) == public_key_der(
+            exported.public_key()
+        )
+
+
+def test_keys_are_listed_in_the_order_of_their_names(path: Path, kek: FileKEK) -> None:
+    names = ["z", "a/b", "a", "A", "a.b", *(f"n{number:04}" for number in range(600))]
+    with KeyStore.create(path, kek) as store:
+        for name in names:
+            store.create_key(name, KeyType.ED25519)
+        assert [info.name for info in store.keys()] == sorted(names)
+
+
+def test_a_name_is_never_overwritten_but_rotated(path: Path, kek: FileKEK) -> None:
+    with KeyStore.create(path, kek) as store:
+        store.create_key("a", KeyType.EC_P256, exportable=True)
+        first = private_bytes(store.export_private_key("a"))
+        with pytest.raises(KeyExists, match="rotate it"):
+            store.create_key("a", KeyType.EC_P256)
+        with pytest.raises(KeyExists):
+            store.import_key("a", generate_private_key(KeyType.EC_P256))
+        assert store.rotate("a").version == 2
+        assert store.rotate("a").version == 3
+        versions = [private_bytes(store.export_private_key("a", version)) for version in (1, 2, 3)]
+        assert versions[0] == first
+        assert len(set(versions)) == 3
+        assert private_bytes(store.export_private_key("a")) == versions[2]
+        assert store.key("a").version == 3
+
+
+def test_what_does_not_exist_is_not_found(path: Path, kek: FileKEK) -> None:
+    with KeyStore.create(path, kek) as store:
+        for call in (store.key, store.public_key, store.signing_key, store.rotate):
+            with pytest.raises(KeyNotFound, match="no key named 'a'"):
+                call("a")
+        store.create_key("a", KeyType.ED25519)
+        for version in (0, -1, 2, 2**70):
+            with pytest.raises(KeyNotFound, match="versions 1 to 1"):
+                store.public_key("a", version)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "a" * 129, "/a", "a/", "a//b", "..", "a/../b", ".a", "-a", "a b", "a\n", "é", "a\0", "а", "\ud800"],
+)
+def test_a_name_outside_the_grammar_is_refused(path: Path, kek: FileKEK, name: str) -> None:
+    with KeyStore.create(path, kek) as store:
+        with pytest.raises(InvalidName, match="is not a name"):
+            store.create_key(name, KeyType.ED25519)
+        with pytest.raises(InvalidName):
+            store.import_key(name, generate_private_key(KeyType.ED25519))
+        with pytest.raises(KeyNotFound):
+            store.public_key(name)
+        store.create_key("a/B-1_2.3" + "x" * 119, KeyType.ED25519)
+
+
+@pytest.mark.parametrize("key_type", KeyType)
+def test_an_imported_key_is_the_same_key(path: Path, kek: FileKEK, key_type: KeyType) -> None:
+    key = generate_private_key(key_type)
+    with KeyStore.create(path, kek) as store:
+        assert store.import_key("a", key, exportable=True).key_type is key_type
+        assert private_bytes(store.export_private_key("a")) == private_bytes(key)
+        # A key that stays in its store cannot be taken into another by way of import.
+        with pytest.raises(KeyNotExportable):
+            store.import_key("b", store.signing_key("a"))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        ec.generate_private_key(ec.SECP521R1()),
+        ec.generate_private_key(ec.SECP256K1()),
+        x25519.X25519PrivateKey.generate(),
+        b"bytes",
+    ],
+    ids=["P-521", "secp256k1", "X25519", "bytes"],
+)
+def test_a_key_of_another_type_is_not_imported(path: Path, kek: FileKEK, key: object) -> None:
+    with KeyStore.create(path, kek) as store:
+        with pytest.raises(UnsupportedKey):
+            store.import_key("a", key)
+        assert list(store.keys()) == []
+
+
+def test_a_key_is_exported_only_if_it_was_created_so(path: Path, kek: FileKEK) -> None:
+    with KeyStore.create(path, kek) as store:
+        store.create_key("kept", KeyType.ED25519)
+        store.create_key("given", KeyType.ED25519, exportable=True)
+        store.rotate("kept")
+        store.rotate("given")
+        for version in (None, 1, 2):
+            with pytest.raises(KeyNotExportable, match="'kept' was not created exportable"):
+                store.export_private_key("kept", version)
+            assert store.export_private_key("given", version) is not None
+
+
+def test_only_signing_keys_are_made(path: Path, kek: FileKEK) -> None:
+    with KeyStore.create(path, kek) as store, pytest.raises(WrongPurpose):
+        store.create_key("a", KeyType.ED25519, purpose="wrap")
+
+
+def test_signing_keys_sign_for_their_public_key(path: Path, kek: FileKEK) -> None:
+    with KeyStore.create(path, kek) as store:
+        for key_type in KeyType:
+            store.create_key(key_type, key_type)
+        for name in (KeyType.EC_P256, KeyType.EC_P384):
+            key = store.signing_key(name)
+            assert isinstance(key, ec.EllipticCurvePrivateKey)
+            algorithm = ec.ECDSA(hashes.SHA256())
+            key.public_key().verify(key.sign(bytearray(b"m"), algorithm), b"m", algorithm)
+            assert (key.curve.name, key.key_size) == (
+                key.public_key().curve.name,
+                key.public_key().key_size,
+            )
+        for name in (KeyType.RSA_2048, KeyType.RSA_3072):
+            key = store.signing_key(name)
+            assert isinstance(key, rsa.RSAPrivateKey)
+            pss = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.DIGEST_LENGTH)
+            signature = key.sign(b"m", pss, hashes.SHA256())
+            key.public_key().verify(signature, b"m", pss, hashes.SHA256())
+            assert key.key_size == key.public_key().key_size
+        key = store.signing_key(KeyType.ED25519)
+        assert isinstance(key, ed25519.Ed25519PrivateKey)
+        key.public_key().verify(key.sign(b"m"), b"m")
+
+
+@pytest.mark.parametrize("key_type", KeyType)
+def test_a_signing_key_goes_into_cryptographys_builder_and_gives_nothing_away(
+    path: Path, kek: FileKEK, key_type: KeyType
+) -> None:
+    name = x509.Name([])
+    with KeyStore.create(path, kek) as store:
+        store.create_key("a", key_type, exportable=True)
+        key = store.signing_key("a")
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(1)
+            .not_valid_before(NOW)
+            .not_valid_after(NOW)
+            .sign(key, None if key_type is KeyType.ED25519 else hashes.SHA256())
+        )
+        certificate.verify_directly_issued_by(certificate)
+
+        with pytest.raises(KeyNotExportable, match="signs inside its store"):
+            private_bytes(key)
+        for refused in ("private_numbers", "private_bytes_raw"):
+            if hasattr(key, refused):
+                with pytest.raises(KeyNotExportable):
+                    getattr(key, refused)()
+        with pytest.raises(KeyNotExportable):
+            pickle.dumps(key)
+        assert copy.copy(key) is key
+        assert copy.deepcopy(key) is key
+
+
+def test_a_signing_key_does_nothing_but_sign(path: Path, kek: FileKEK) -> None:
+    with KeyStore.create(path, kek) as store:
+        store.create_key("e", KeyType.EC_P256)
+        store.create_key("r", KeyType.RSA_2048)
+        elliptic, modular = store.signing_key("e"), store.signing_key("r")
+        assert isinstance(elliptic, ec.EllipticCurvePrivateKey)
+        assert isinstance(modular, rsa.RSAPrivateKey)
+        with pytest.raises(WrongPurpose):
+            elliptic.exchange(ec.ECDH(), elliptic.public_key())
+        ciphertext = modular.public_key().encrypt(b"m", padding.PKCS1v15())
+        with pytest.raises(WrongPurpose):
+            modular.decrypt(ciphertext, padding.PKCS1v15())
+
+
+def test_a_witness_sees_what_is_signed_and_can_prevent_it(path: Path, kek: FileKEK) -> None:
+    seen: list[bytes] = []
+
+    def refuse(data: bytes) -> None:
+        seen.append(data)
+        raise StoreError("no", fault=StoreFault.FULL)
+
+    with KeyStore.create(path, kek) as store:
+        for key_type in (KeyType.EC_P256, KeyType.ED25519, KeyType.RSA_2048):
+            store.create_key(key_type, key_type)
+        one = store.signing_key(KeyType.ED25519, witness=seen.append)
+        assert isinstance(one, ed25519.Ed25519PrivateKey)
+        one.public_key().verify(one.sign(b"first"), b"first")
+        for name in (KeyType.EC_P256, KeyType.ED25519, KeyType.RSA_2048):
+            key = store.signing_key(name, witness=refuse)
+            with pytest.raises(StoreError, match="no"):
+                if isinstance(key, ec.EllipticCurvePrivateKey):
+                    key.sign(b"second", ec.ECDSA(hashes.SHA256()))
+                elif isinstance(key, rsa.RSAPrivateKey):
+                    key.sign(b"second", padding.PKCS1v15(), hashes.SHA256())
+                else:
+                    key.sign(b"second")
+    assert seen == [b"first", b"second", b"second", b"second"]
+
+
+def test_a_signing_key_stays_with_its_version(path: Path, kek: FileKEK) -> None:
+    with KeyStore.create(path, kek) as store:
+        store.create_key("a", KeyType.ED25519)
+        key = store.signing_key("a")
+        assert isinstance(key, ed25519.Ed25519PrivateKey)
+        store.rotate("a")
+        store.public_key("a", 1)
+        key.public_key().verify(key.sign(b"m"), b"m")
+        assert public_key_der(key.public_key()) == public_key_der(store.public_key("a", 1))
+        assert public_key_der(key.public_key()) != public_key_der(store.public_key("a"))
+
+
+def test_a_closed_store_does_nothing_more(path: Path, kek: FileKEK) -> None:
+    with KeyStore.create(path, kek) as store:
+        store.create_key("a", KeyType.ED25519)
+        key = store.signing_key("a")
+    assert isinstance(key, ed25519.Ed25519PrivateKey)
+    for call in (lambda: key.sign(b"m"), lambda: store.key("a"), lambda: list(store.keys())):
+        with pytest.raises(StoreError, match="closed") as caught:
+            call()
+        assert caught.value.fault is StoreFault.CLOSED
+
+
+def test_threads_share_a_store(path: Path, kek: FileKEK) -> None:
+    failures: list[CertsError] = []
+    with KeyStore.create(path, kek) as store:
+        store.create_key("shared", KeyType.ED25519)
+        key = store.signing_key("shared")
+        assert isinstance(key, ed25519.Ed25519PrivateKey)
+
+        def work(number: int) -> None:
+            try:
+                for turn in range(10):
+                    store.create_key(f"t{number}/{turn}", KeyType.ED25519)
+                    store.rotate("shared")
+                    key.public_key().verify(key.sign(b"m"), b"m")
+            except CertsError as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        assert len(list(store.keys())) == 41
+        assert store.key("shared").version == 41
+
+
+def test_a_term_rotates_by_count_and_both_terms_stay_open(path: Path, kek: FileKEK) -> None:
+    with KeyStore.create(path, kek) as store:
+        store.create_key("before", KeyType.ED25519)
+        with store.database.write() as connection:
+            connection.exec_driver_sql(f"UPDATE terms SET invocations = {INVOCATION_LIMIT - 1}")
+        store.create_key("last", KeyType.ED25519)
+        store.create_key("first", KeyType.ED25519)
+        store.create_key("second", KeyType.ED25519)
+        with store.database.read() as connection:
+            counts = connection.exec_driver_sql("SELECT number, invocations FROM terms").all()
+            used = connection.exec_driver_sql("SELECT name, term FROM key_versions").all()
+        assert [tuple(row) for row in counts] == [(1, INVOCATION_LIMIT), (2, 2)]
+        assert {name: term for name, term in used} == {
+            "before": 1,
+            "last": 1,
+            "first": 2,
+            "second": 2,
+        }
+    with KeyStore.open(path, kek) as store:
+        assert len({public_key_der(store.public_key(info.name)) for info in store.keys()}) == 4
+
+
+def test_the_count_of_a_term_counts_every_record(path: Path, kek: FileKEK) -> None:
+    with KeyStore.create(path, kek) as store:
+        store.create_key("a", KeyType.ED25519)
+        store.rotate("a")
+        store.import_key("b", generate_private_key(KeyType.ED25519))
+        with store.database.read() as connection:
+            assert connection.exec_driver_sql("SELECT invocations FROM terms").scalar() == 3
+
+
+# What cannot be opened
+
+
+def test_another_kek_does_not_open_a_store(path: Path, kek: FileKEK, tmp_path: Path) -> None:
+    KeyStore.create(path, kek).close()
+    other = FileKEK.create(tmp_path / "other")
+    with pytest.raises(WrongKEK, match="other"):
+        KeyStore.open(path, other)
+    with pytest.raises(WrongKEK):
+        unseal_every_private_key(path, other)
+    KeyStore.open(path, kek).close()
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (None, StoreFault.MISSING),
+        (b"", StoreFault.NOT_A_STORE),
+        (b"just some text\n" * 100, StoreFault.NOT_A_STORE),
+        (b"SQLite format 3\0" + bytes(84), StoreFault.NOT_A_STORE),
+    ],
+    ids=["missing", "empty", "text", "header only"],
+)
+def test_what_is_not_a_store_is_told(
+    path: Path, kek: FileKEK, content: bytes | None, fault: StoreFault
+) -> None:
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(StoreError) as caught:
+        KeyStore.open(path, kek)
+    assert caught.value.fault is fault
+    with pytest.raises(StoreError, match="not a key store"):
+        KeyStore.open(path.parent, kek)
+
+
+def test_somebody_elses_database_is_refused_and_left_alone(path: Path, kek: FileKEK) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE store_info (a)")
+        connection.commit()
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="not a key store"):
+        KeyStore.open(path, kek)
+    assert path.read_bytes() == before
+    assert sorted(os.listdir(path.parent)) == ["kek", "store.db"]
+
+
+def test_an_existing_file_is_never_overwritten(path: Path, kek: FileKEK) -> None:
+    path.write_bytes(b"precious")
+    with pytest.raises(StoreError, match="never overwritten") as caught:
+        KeyStore.create(path, kek)
+    assert caught.value.fault is StoreFault.EXISTS
+    assert path.read_bytes() == b"precious"
+    with KeyStore.create(path.with_name("new.db"), kek) as store:
+        with pytest.raises(StoreError, match="never overwritten"):
+            store.snapshot(path)
+    assert path.read_bytes() == b"precious"
+    assert sorted(os.listdir(path.parent)) == ["kek", "new.db", "store.db"]
+
+
+def test_a_folder_that_is_not_there_is_told(path: Path, kek: FileKEK) -> None:
+    with pytest.raises(StoreError, match="No such file or directory"):
+        KeyStore.create(path.parent / "none" / "store.db", kek)
+    with KeyStore.create(path, kek) as store, pytest.raises(StoreError, match="No such file"):
+        store.snapshot(path.parent / "none" / "copy.db")
+
+
+def test_a_newer_schema_is_told(path: Path, kek: FileKEK) -> None:
+    with KeyStore.create(path, kek) as store, store.database.write() as connection:
+        connection.exec_driver_sql("UPDATE store_info SET schema_version = 2")
+    with pytest.raises(StoreError, match="schema 2 .* reads 1; upgrade") as caught:
+        KeyStore.open(path, kek)
+    assert caught.value.fault is StoreFault.NEWER_SCHEMA
+
+
+def test_a_locked_store_is_told_and_nothing_is_written(path: Path, kek: FileKEK) -> None:
+    KeyStore.create(path, kek).close()
+    with (
+        closing(sqlite3.connect(path, isolation_level=None)) as other,
+        KeyStore.open(path, kek, busy_timeout_seconds=0.05) as store,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="locked by another") as caught:
+            store.create_key("a", KeyType.ED25519)
+        assert caught.value.fault is StoreFault.LOCKED
+        assert list(store.keys()) == []  # readers do not wait
+        other.execute("ROLLBACK")
+        store.create_key("a", KeyType.ED25519)
+
+
+def test_a_full_disk_is_told_and_nothing_is_half_written(path: Path, kek: FileKEK) -> None:
+    with KeyStore.create(path, kek) as store:
+        with store.database.read() as connection:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+        made = 0
+        with pytest.raises(StoreError, match="disk is full") as caught:
+            for made in range(10_000):
+                store.create_key(f"k{made}", KeyType.RSA_2048 if made == 0 else KeyType.EC_P256)
+        assert caught.value.fault is StoreFault.FULL
+        assert len(list(store.keys())) == made
+        for info in store.keys():
+            store.public_key(info.name)
+
+
+def test_a_read_only_store_is_told(path: Path, kek: FileKEK) -> None:
+    with KeyStore.create(path, kek) as store:
+        with store.database.read() as connection:
+            connection.exec_driver_sql("PRAGMA query_only = ON")
+        with pytest.raises(StoreError, match="read-only") as caught:
+            store.create_key("a", KeyType.ED25519)
+        assert caught.value.fault is StoreFault.READ_ONLY
+
+
+# Copies, and what a thief does with them
+
+
+def test_a_snapshot_of_a_store_in_use_is_a_store(path: Path, kek: FileKEK) -> None:
+    with KeyStore.create(path, kek) as store:
+        for number in range(20):
+            store.create_key(f"k{number}", KeyType.ED25519)
+        store.snapshot(path.with_name("copy.db"))
+        store.create_key("later", KeyType.ED25519)
+        originals = {info.name: public_key_der(store.public_key(info.name)) for info in store.keys()}
+    with KeyStore.open(path.with_name("copy.db"), kek) as copied:
+        names = [info.name for info in copied.keys()]
+        assert len(names) == 20
+        assert all(public_key_der(copied.public_key(name)) == originals[name] for name in names)
+        copied.create_key("of-the-copy", KeyType.ED25519)
+
+
+def test_a_thief_with_file_and_kek_gets_every_key_and_leaves_no_trace(
+    path: Path, kek: FileKEK, tmp_path: Path
+) -> None:
+    with KeyStore.create(path, kek) as store:
+        store.create_key("kept", KeyType.EC_P256)
+        store.rotate("kept")
+        for key_type in KeyType:
+            store.create_key(f"given/{key_type}", key_type, exportable=True)
+        store.snapshot(tmp_path / "loot.db")
+        public = {
+            (info.name, version): public_key_der(store.public_key(info.name, version))
+            for info in store.keys()
+            for version in range(1, info.version + 1)
+        }
+        kept = store.signing_key("kept")
+        with pytest.raises(KeyNotExportable):
+            store.export_private_key("kept")
+    loot = tmp_path / "loot.db"
+    loot.chmod(0o400)
+    before, folder = loot.read_bytes(), sorted(os.listdir(tmp_path))
+    stolen = unseal_every_private_key(loot, kek.uri())
+    assert {
+        (name, version): public_key_der(key.public_key()) for name, version, _, key in stolen
+    } == public
+    assert [one.key_type for one in stolen if one.name == "kept"] == [KeyType.EC_P256] * 2
+    assert private_bytes(stolen[-1].private_key) is not None
+    assert isinstance(kept, ec.EllipticCurvePrivateKey)
+    assert loot.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == folder
+
+
+def test_a_thief_reads_a_live_store_too(path: Path, kek: FileKEK) -> None:
+    with KeyStore.create(path, kek) as store:
+        store.create_key("a", KeyType.ED25519)  # still in the write-ahead log
+        assert [one.name for one in unseal_every_private_key(path, kek)] == ["a"]
+
+
+def test_the_file_alone_holds_no_key(path: Path, kek: FileKEK) -> None:
+    """The control: the same search finds an exported key in a file that holds it in the clear."""
+    with KeyStore.create(path, kek) as store:
+        store.create_key("e", KeyType.EC_P256, exportable=True)
+        store.create_key("d", KeyType.ED25519, exportable=True)
+        elliptic, edwards = store.export_private_key("e"), store.export_private_key("d")
+    assert isinstance(elliptic, ec.EllipticCurvePrivateKey)
+    assert isinstance(edwards, ed25519.Ed25519PrivateKey)
+    secrets = [
+        elliptic.private_numbers().private_value.to_bytes(32),
+        edwards.private_bytes_raw(),
+        (path.parent / "kek").read_bytes(),
+    ]
+    control = private_bytes(elliptic) + private_bytes(edwards) + (path.parent / "kek").read_bytes()
+    assert all(secret in control for secret in secrets)
+    content = path.read_bytes()
+    assert not any(secret in content for secret in secrets)
+    assert public_key_der(elliptic.public_key()) in content
