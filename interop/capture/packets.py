@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left
+from collections import OrderedDict
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
@@ -435,7 +436,7 @@ class FragmentBuffer:
     def __init__(self, maximum_bytes: int = 4 * 1024 * 1024) -> None:
         self._maximum_bytes = maximum_bytes
         self._held_bytes = 0
-        self._datagrams: dict[_FragmentKey, _Datagram] = {}
+        self._datagrams: OrderedDict[_FragmentKey, _Datagram] = OrderedDict()
 
     def add(
         self, key: _FragmentKey, offset: int, data: memoryview, *, more: bool
@@ -459,8 +460,8 @@ class FragmentBuffer:
             return memoryview(b"".join(datagram.pieces[start] for start in datagram.offsets))
         self._held_bytes += self._cost(datagram)
         while self._held_bytes > self._maximum_bytes:
-            oldest = next(iter(self._datagrams))
-            self._held_bytes -= self._cost(self._datagrams.pop(oldest))
+            _, oldest = self._datagrams.popitem(last=False)
+            self._held_bytes -= self._cost(oldest)
         return None
 
     def _cost(self, datagram: _Datagram) -> int:

@@ -48,7 +48,7 @@ instead would have cost more than everything else here together.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -162,11 +162,16 @@ class Reassembler:
         self._total_bytes = total_bytes
         self._maximum_connections = maximum_connections
         self._history_bytes = history_bytes
+        # Ordered dictionaries, since the oldest keys of plain ones take ever longer to find.
         self._halves: dict[bytes, _Half] = {}
-        self._connections: dict[Connection, _Half] = {}  # → the client's half, oldest first
+        self._connections: OrderedDict[Connection, _Half] = (
+            OrderedDict()
+        )  # → the client's half, oldest first
         self._connection_count = 0
-        self._lingering: dict[bytes, None] = {}
-        self._waiting: dict[_Half, None] = {}  # halves with a hole, the longest-waiting first
+        self._lingering: OrderedDict[bytes, None] = OrderedDict()
+        self._waiting: OrderedDict[_Half, None] = (
+            OrderedDict()
+        )  # halves with a hole, the longest-waiting first
         self._waiting_bytes = 0
         self._chunk: object = None
         self._era: list[_Half] = []  # a half once for each payload remembered
@@ -275,7 +280,7 @@ class Reassembler:
                 self._close_connection(half, CloseReason.EVICTED, events)
                 return
             half.mark, half.other.mark = half.offset, half.other.offset
-            self._connections[connection] = self._connections.pop(connection)
+            self._connections.move_to_end(connection)
 
     # Placing payload
 
@@ -446,12 +451,15 @@ class Reassembler:
         events.append(StreamClosed(half.connection, half.direction, how))
 
     def _forget(self, half: _Half) -> None:
+        other = half.other
         self._connections.pop(half.connection, None)
-        for each in (half, half.other):
+        for each in (half, other):
             self._halves.pop(each.flow, None)
             self._lingering[each.flow] = None
         while len(self._lingering) > _LINGERING_FLOWS:
-            del self._lingering[next(iter(self._lingering))]
+            self._lingering.popitem(last=False)
+        # Without the cycle between them both halves are freed now, not at some collection.
+        del half.other, other.other
 
     # Remembered bytes
 
