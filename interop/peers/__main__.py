@@ -1,4 +1,4 @@
-"""``python -m interop.peers``: which foreign programs are here, and what to install for the rest."""
+"""``python -m interop.peers``: which foreign programs are here, what to install for the rest."""
 
 from __future__ import annotations
 

@@ -16,12 +16,13 @@ printed, not when the deadline passes.
 
 The zombie matters. As long as it exists its process id, and with it the id of the process group,
 cannot be given to anyone else, so a ``killpg(SIGKILL)``, which takes workers that outlived their
-master (and would hold our pipes open), cannot hit a stranger. Only then is the child reaped, the pumps (whose pipes
-are closed now that the whole group is dead) are joined, and the private directory is removed.
+master (and would hold our pipes open), cannot hit a stranger. Only then is the child reaped, the
+pumps (whose pipes are closed now that the whole group is dead) are joined, and the private
+directory is removed.
 
 The order in `close` is: SIGTERM to the group, wait for the leader, SIGKILL to the group, reap,
-join. Everything after the wait stands in a ``finally``: a second Ctrl-C during the grace period still
-kills.
+join. Everything after the wait stands in a ``finally``: a second Ctrl-C during the grace period
+still kills.
 
 The environment of a child is built from nothing. The programs here honour OPENSSL_CONF,
 SSLKEYLOGFILE, CURL_HOME, GNUTLS_SYSTEM_PRIORITY_FILE, proxies, and half a dozen files in HOME; any
@@ -74,7 +75,7 @@ _TCP_LISTEN: Final = "0A"
 _INHERITED: Final = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "SYSTEMROOT")
 
 
-class PeerFailed(InteropError):
+class PeerFailed(InteropError):  # noqa: N818 - named for what happened, as its siblings are
     """A foreign program died, hung, or printed too much; the text has its last words."""
 
 

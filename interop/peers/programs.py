@@ -71,7 +71,7 @@ def distribution(os_release: Path = Path("/etc/os-release")) -> str:
 
 
 def find_program(name: str, *, search_path: str | None = None) -> Program:
-    """Find the program of registry row `name` on `search_path` (default: PATH, then the sbin folders).
+    """Find the program of registry row `name` on `search_path` (default: PATH and sbin).
 
     Raises PeerUnavailable, naming the package to install, if it is missing, does not run, or is
     older than the registry asks.
