@@ -126,7 +126,7 @@ class TrustAnchors:
     @classmethod
     def from_pem(cls, certificates: bytes) -> Self:
         """Read certificates from PEM (8 MiB at most); raise `CredentialError`."""
-        return cls(_load_certificates(certificates, MAX_ANCHORS_PEM_BYTES, "trust anchors"))
+        return cls(_load_certificates(certificates, MAX_ANCHORS_PEM_BYTES, "trust anchors file"))
 
     def pem(self) -> bytes:
         """Return the certificates as PEM."""

@@ -1,4 +1,4 @@
-"""Authorities: what they issue verifies elsewhere, and what they read back is held to their keys."""
+"""Authorities: what they issue verifies elsewhere; what they read back is held to their keys."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def verified(
     """Verify as cryptography's own server verifier does; raise its `VerificationError`."""
     return (
         verification.PolicyBuilder()
-        .store(verification.Store(anchors.certificates))
+        .store(verification.Store(list(anchors.certificates)))
         .time(at)
         .build_server_verifier(x509.DNSName(name))
         .verify(credential.leaf, list(credential.chain[1:]))
@@ -253,9 +253,7 @@ def test_a_bad_name_is_refused_before_anything_is_made(
     issuing: CertificateAuthority, dns_names: list[str], ip_addresses: list[str]
 ) -> None:
     with pytest.raises(IssuanceError):
-        issuing.issue_server(
-            key_name="s", dns_names=dns_names, ip_addresses=ip_addresses, now=NOW
-        )
+        issuing.issue_server(key_name="s", dns_names=dns_names, ip_addresses=ip_addresses, now=NOW)
     with pytest.raises(KeyNotFound):
         issuing.store.key("s")
 
@@ -388,9 +386,7 @@ def test_what_is_signed_was_recorded_before(store: KeyStore) -> None:
     root = CertificateAuthority.create_root(store, "root", "Test Root", NOW)
     with store.database.read() as connection:
         rows = connection.exec_driver_sql("SELECT state, certificate FROM certificates").all()
-    assert [tuple(row) for row in rows] == [
-        ("issued", root.certificate.public_bytes(Encoding.DER))
-    ]
+    assert [tuple(row) for row in rows] == [("issued", root.certificate.public_bytes(Encoding.DER))]
     edit(
         store,
         "CREATE TRIGGER refuse BEFORE INSERT ON certificates"

@@ -1,4 +1,4 @@
-"""Credentials and trust anchors: what is accepted from PEM, and what is refused with which words."""
+"""Credentials and trust anchors: what is accepted from PEM, what is refused, in which words."""
 
 from __future__ import annotations
 
@@ -112,9 +112,7 @@ def test_a_chain_of_a_foreign_ca_is_read() -> None:
             chain_pem(credential.chain[0]) + root_pem, issued.private_key_pem.bytes()
         )
     with pytest.raises(CredentialError, match="does not belong to the certificate"):
-        Credential.from_pem(
-            chain_pem(*reversed(credential.chain)), issued.private_key_pem.bytes()
-        )
+        Credential.from_pem(chain_pem(*reversed(credential.chain)), issued.private_key_pem.bytes())
 
 
 def test_a_key_that_is_not_the_leafs_is_refused(leaf: x509.Certificate) -> None:
@@ -145,7 +143,7 @@ def test_what_is_not_pem_is_told_by_which_part(
         Credential.from_pem(pem, pem_of(key))
     with pytest.raises(CredentialError, match="the private key is not readable PEM"):
         Credential.from_pem(chain_pem(leaf), pem)
-    with pytest.raises(CredentialError, match="the trust anchors is not readable|trust anchors"):
+    with pytest.raises(CredentialError, match="the trust anchors file is not readable PEM"):
         TrustAnchors.from_pem(pem)
 
 
@@ -161,7 +159,7 @@ def test_two_files_given_the_wrong_way_round_are_told(
     [
         ec.generate_private_key(ec.SECP521R1()),
         ec.generate_private_key(ec.SECP256K1()),
-        rsa.generate_private_key(65537, 1024),
+        rsa.generate_private_key(65537, 1024),  # noqa: S505 - weak on purpose, to be refused
         dsa.generate_private_key(2048),
     ],
     ids=["P-521", "secp256k1", "RSA-1024", "DSA"],
@@ -189,9 +187,7 @@ def test_a_key_that_cannot_sign_is_refused(leaf: x509.Certificate) -> None:
         Credential.from_pem(chain_pem(leaf), pem)
 
 
-def test_what_is_read_is_bounded(
-    key: ec.EllipticCurvePrivateKey, leaf: x509.Certificate
-) -> None:
+def test_what_is_read_is_bounded(key: ec.EllipticCurvePrivateKey, leaf: x509.Certificate) -> None:
     with pytest.raises(CredentialError, match="more than 262144"):
         Credential.from_pem(chain_pem(leaf) + b"\n" * 300_000, pem_of(key))
     with pytest.raises(CredentialError, match="more than 65536"):
@@ -216,9 +212,7 @@ def test_a_credential_shows_its_subject_and_nothing_else(
         assert f"{secret:x}" not in form
 
 
-def test_a_credential_is_frozen(
-    key: ec.EllipticCurvePrivateKey, leaf: x509.Certificate
-) -> None:
+def test_a_credential_is_frozen(key: ec.EllipticCurvePrivateKey, leaf: x509.Certificate) -> None:
     credential = Credential(key, (leaf,))
     with pytest.raises(AttributeError):
         credential.chain = ()  # type: ignore[misc] # that it fails is what is tested
