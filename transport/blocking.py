@@ -11,7 +11,10 @@ alone shakes hands at once, since its caller waits for the connection anyway.
 
 from __future__ import annotations
 
+import os
+import select
 import socket
+import threading
 import time
 from typing import TYPE_CHECKING, Self
 
@@ -31,8 +34,56 @@ if TYPE_CHECKING:
 __all__ = ["TLSListener", "connect", "wrap_listener", "wrap_socket"]
 
 
+class _WakeUp:
+    """Lets one thread wake all others that wait for a descriptor; once, and for good."""
+
+    def __init__(self) -> None:
+        self._reading_end, self._writing_end = os.pipe()
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._woken = False
+
+    def __del__(self) -> None:
+        self.wake()
+
+    def wait(self, descriptor: int, timeout_seconds: float | None) -> None:
+        """Wait until the descriptor is readable, `wake` was called, or the time is up."""
+        with self._lock:
+            if self._woken:
+                return
+            self._waiting += 1
+        try:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            poll.register(self._reading_end, select.POLLIN)
+            poll.poll(None if timeout_seconds is None else int(timeout_seconds * 1000) + 1)
+        finally:
+            with self._lock:
+                self._waiting -= 1
+                self._close_if_unused()
+
+    def wake(self) -> None:
+        """Wake everyone; later calls do nothing."""
+        with self._lock:
+            if not self._woken:
+                self._woken = True
+                os.close(self._writing_end)  # the other end is readable from now on
+                self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        # Whoever waits still has the number in its poll set: the last one out closes it.
+        if self._woken and self._waiting == 0 and self._reading_end >= 0:
+            os.close(self._reading_end)
+            self._reading_end = -1
+
+
 class TLSListener:
-    """A listening socket whose connections are TLS; made by `wrap_listener`."""
+    """A listening socket whose connections are TLS; made by `wrap_listener`.
+
+    Several threads may accept from one listener. Closing a listening socket does not wake a thread
+    that is inside `accept(2)` on Linux, so the descriptor never blocks, and `accept` waits for it
+    and for `close` together.
+    """
 
     def __init__(
         self,
@@ -41,9 +92,12 @@ class TLSListener:
         *,
         handshake_timeout_seconds: float,
     ) -> None:
+        self._timeout = listener.gettimeout()
+        listener.settimeout(0)
         self._listener = listener
         self._endpoint = endpoint
         self._handshake_timeout_seconds = handshake_timeout_seconds
+        self._wake_up = _WakeUp()
 
     def __repr__(self) -> str:
         return f"<TLSListener on descriptor {self._listener.fileno()}>"
@@ -60,8 +114,12 @@ class TLSListener:
         self.close()
 
     def accept(self) -> tuple[TLSSocket, tuple[str, int]]:
-        """Return the next connection, its handshake still to be done, and the peer's address."""
-        transport, address = self._listener.accept()
+        """Return the next connection, its handshake still to be done, and the peer's address.
+
+        Raises `TimeoutError`, `BlockingIOError` if non-blocking, and `OSError` once closed, in
+        threads that wait here too.
+        """
+        transport, address = self._accept_transport()
         try:
             connection = TLSSocket(
                 transport,
@@ -73,9 +131,25 @@ class TLSListener:
             raise
         return connection, address
 
+    def _accept_transport(self) -> tuple[socket.socket, tuple[str, int]]:
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        while True:
+            try:
+                return self._listener.accept()
+            except BlockingIOError:
+                if self._timeout == 0:
+                    raise
+            remaining_seconds = None if deadline is None else deadline - time.monotonic()
+            if remaining_seconds is not None and remaining_seconds <= 0:
+                raise TimeoutError("timed out")
+            descriptor = self._listener.fileno()
+            if descriptor >= 0:
+                self._wake_up.wait(descriptor, remaining_seconds)
+
     def close(self) -> None:
         """Stop listening; connections live on."""
         self._listener.close()
+        self._wake_up.wake()
 
     def fileno(self) -> int:
         """Return the descriptor, or -1 once closed."""
@@ -87,15 +161,15 @@ class TLSListener:
 
     def settimeout(self, timeout_seconds: float | None) -> None:
         """Set the timeout of `accept` in seconds."""
-        self._listener.settimeout(timeout_seconds)
+        self._timeout = timeout_seconds
 
     def gettimeout(self) -> float | None:
         """Return the timeout of `accept` in seconds."""
-        return self._listener.gettimeout()
+        return self._timeout
 
     def setblocking(self, flag: bool) -> None:  # noqa: FBT001 - the signature of socket.socket
         """Let `accept` wait forever if true, never if false."""
-        self._listener.setblocking(flag)
+        self._timeout = None if flag else 0.0
 
 
 def wrap_listener(
