@@ -41,6 +41,7 @@ MAX_CHAIN_PEM_BYTES = 256 * 1024
 MAX_CHAIN_LENGTH = 10
 MAX_KEY_PEM_BYTES = 64 * 1024
 MAX_ANCHORS_PEM_BYTES = 8 * 1024 * 1024  # a system's whole bundle is about 250 KiB
+_SHOWN_ANCHORS = 3
 _SERVER_CURVES = (ec.SECP256R1, ec.SECP384R1)
 
 
@@ -121,7 +122,9 @@ class TrustAnchors:
             raise CredentialError("trust anchors need at least one certificate; none was given")
 
     def __repr__(self) -> str:
-        return f"<TrustAnchors {', '.join(_named(one) for one in self.certificates[:3])}, …>"
+        shown = [_named(one) for one in self.certificates[:_SHOWN_ANCHORS]]
+        more = len(self.certificates) - len(shown)
+        return f"<TrustAnchors {', '.join(shown)}{f' and {more} more' if more else ''}>"
 
     @classmethod
     def from_pem(cls, certificates: bytes) -> Self:

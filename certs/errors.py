@@ -31,15 +31,15 @@ class CertsError(Exception):
     """Base of this package's errors; its text is one line that says what to do."""
 
 
-class WrongKEK(CertsError):  # noqa: N818 - the tree names what is wrong
+class WrongKEK(CertsError):
     """The key-encryption key (KEK) given is not the one that this store is sealed under."""
 
 
-class KEKUnavailable(CertsError):  # noqa: N818 - the tree names what is wrong
+class KEKUnavailable(CertsError):
     """The key-encryption key cannot be had: bad URI, missing file, loose mode, wrong length."""
 
 
-class CorruptEnvelope(CertsError):  # noqa: N818 - the tree names what is wrong
+class CorruptEnvelope(CertsError):
     """A sealed record is damaged, or is not where it was sealed.
 
     Swapped, renamed, foreign and rolled-back records end here: each is bound to its place by its
@@ -47,27 +47,27 @@ class CorruptEnvelope(CertsError):  # noqa: N818 - the tree names what is wrong
     """
 
 
-class KeyNotFound(CertsError):  # noqa: N818 - the tree names what is wrong
+class KeyNotFound(CertsError):
     """No key of that name, or no such version of it."""
 
 
-class KeyExists(CertsError):  # noqa: N818 - the tree names what is wrong
+class KeyExists(CertsError):
     """The name is taken; a name is never overwritten."""
 
 
-class KeyNotExportable(CertsError):  # noqa: N818 - the tree names what is wrong
+class KeyNotExportable(CertsError):
     """The key was not created exportable, so its private part never leaves the store."""
 
 
-class WrongPurpose(CertsError):  # noqa: N818 - the tree names what is wrong
+class WrongPurpose(CertsError):
     """The key exists, but not for this use: a signing key neither decrypts nor agrees on keys."""
 
 
-class UnsupportedKey(CertsError):  # noqa: N818 - the tree names what is wrong
+class UnsupportedKey(CertsError):
     """A key of a type or size that this package does not handle."""
 
 
-class InvalidName(CertsError):  # noqa: N818 - the tree names what is wrong
+class InvalidName(CertsError):
     """A key or authority name outside the grammar (docs/formats.md, "Names")."""
 
 

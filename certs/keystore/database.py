@@ -85,7 +85,7 @@ _DAMAGED = (StoreFault.DAMAGED, "is damaged or not a key store; restore it from 
 _DUPLICATES = {sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_UNIQUE}
 
 
-class DuplicateRow(StoreError):  # noqa: N818 - internal, its callers translate it
+class DuplicateRow(StoreError):
     """An insert lost against a row with the same key; the caller says what that means."""
 
 

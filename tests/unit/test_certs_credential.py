@@ -234,6 +234,9 @@ def test_trust_anchors_are_read_and_written() -> None:
     assert len(anchors.certificates) == 2
     assert TrustAnchors.from_pem(anchors.pem()) == anchors
     assert anchors != TrustAnchors.from_pem(one.cert_pem.bytes())
+    many = TrustAnchors(anchors.certificates * 3)
+    assert repr(many).endswith(" and 3 more>")
+    assert "more" not in repr(anchors)
 
 
 @pytest.mark.fuzz
