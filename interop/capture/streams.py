@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
+
+from interop.direction import Direction
 
 __all__ = [
     "CloseReason",
@@ -21,24 +23,6 @@ __all__ = [
     "StreamGap",
     "StreamOpened",
 ]
-
-
-class Direction(Enum):
-    """Which way bytes went."""
-
-    CLIENT_TO_SERVER = "client to server"
-    SERVER_TO_CLIENT = "server to client"
-
-    @property
-    def opposite(self) -> Direction:
-        """The other way."""
-        return _OPPOSITE[self]
-
-
-_OPPOSITE: Final = {
-    Direction.CLIENT_TO_SERVER: Direction.SERVER_TO_CLIENT,
-    Direction.SERVER_TO_CLIENT: Direction.CLIENT_TO_SERVER,
-}
 
 
 class CloseReason(Enum):

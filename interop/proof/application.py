@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import hmac
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -33,9 +32,9 @@ __all__ = [
     "UploadError",
     "UploadExchange",
     "content_digest",
+    "payload_in",
     "request_bytes",
     "send_payload",
-    "uploads_in",
 ]
 
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
@@ -64,9 +63,13 @@ class Upload:
     sha256: str
 
 
-def content_digest(payload: bytes) -> str:
+def content_digest(payload: bytes) -> bytes:
     """Return the Content-Digest field of `payload` (RFC 9530, section 2)."""
-    return f"sha-256=:{base64.b64encode(hashlib.sha256(payload).digest()).decode()}:"
+    return _digest_field(hashlib.sha256(payload).digest())
+
+
+def _digest_field(sha256: bytes) -> bytes:
+    return b"sha-256=:" + base64.b64encode(sha256) + b":"
 
 
 class UploadExchange:
@@ -80,7 +83,7 @@ class UploadExchange:
         self._connection = h11.Connection(h11.SERVER)
         self._digest = hashlib.sha256()
         self._length_bytes = 0
-        self._promised_digest: str | None = None
+        self._promised_digest: bytes | None = None
         self.uploads: list[Upload] = []
         self.finished = False
 
@@ -91,7 +94,7 @@ class UploadExchange:
         try:
             while not self.finished:
                 event = self._connection.next_event()
-                if event is h11.NEED_DATA or event is h11.PAUSED:
+                if not isinstance(event, h11.Event):  # more data is needed first
                     break
                 answer += self._handle(event)
         except h11.RemoteProtocolError as error:
@@ -100,11 +103,10 @@ class UploadExchange:
                 answer += self._respond(error.error_status_hint, b"")
         return bytes(answer)
 
-    def _handle(self, event: h11.Event | type[h11.NEED_DATA]) -> bytes:
+    def _handle(self, event: h11.Event) -> bytes:
         match event:
             case h11.Request():
-                headers = dict(event.headers)
-                self._promised_digest = headers.get(b"content-digest", b"").decode("latin-1") or None
+                self._promised_digest = dict(event.headers).get(b"content-digest")
                 self._digest = hashlib.sha256()
                 self._length_bytes = 0
                 if event.method != b"PUT":
@@ -129,14 +131,12 @@ class UploadExchange:
 
     def _complete(self) -> bytes:
         digest = self._digest.digest()
-        field = f"sha-256=:{base64.b64encode(digest).decode()}:"
-        if self._promised_digest is not None and not hmac.compare_digest(
-            self._promised_digest.encode("latin-1"), field.encode()
-        ):
+        field = _digest_field(digest)
+        if self._promised_digest not in (None, field):
             self.finished = True
             return self._respond(400, b"")
         self.uploads.append(Upload(self._length_bytes, digest.hex()))
-        answer = self._respond(201, field.encode())
+        answer = self._respond(201, field)
         if self._connection.our_state is h11.DONE and self._connection.their_state is h11.DONE:
             self._connection.start_next_cycle()
         else:
@@ -214,10 +214,10 @@ def request_bytes(payload: bytes, *, host: str) -> bytes:
         method="PUT",
         target="/payload",
         headers=[
-            ("Host", host),
-            ("Content-Length", str(len(payload))),
-            ("Content-Digest", content_digest(payload)),
-            ("Connection", "close"),
+            (b"Host", host.encode("ascii")),
+            (b"Content-Length", str(len(payload)).encode("ascii")),
+            (b"Content-Digest", content_digest(payload)),
+            (b"Connection", b"close"),
         ],
     )
     events: tuple[h11.Event, ...] = (request, h11.Data(data=payload), h11.EndOfMessage())
@@ -241,7 +241,9 @@ def _response_chunks(connection: ByteStream) -> Iterator[bytes]:
 def require_acknowledged(chunks: Iterator[bytes], payload: bytes) -> None:
     """Check the server's answer to `request_bytes(payload)`; raise `UploadError` otherwise."""
     connection = h11.Connection(h11.CLIENT)
-    request = h11.Request(method="PUT", target="/", headers=[("Host", "-"), ("Content-Length", "0")])
+    request = h11.Request(
+        method="PUT", target="/", headers=[("Host", "-"), ("Content-Length", "0")]
+    )
     connection.send(request)
     connection.send(h11.EndOfMessage())
     status = None
@@ -262,33 +264,28 @@ def require_acknowledged(chunks: Iterator[bytes], payload: bytes) -> None:
                     pass
     except h11.RemoteProtocolError as error:
         raise UploadError(f"the server's answer is not HTTP: {error}") from error
-    if status != 201 or bytes(body) != content_digest(payload).encode():  # noqa: PLR2004 - Created
+    if status != 201 or bytes(body) != content_digest(payload):  # noqa: PLR2004 - Created
         raise UploadError(f"the server did not acknowledge the payload: status {status}")
 
 
-def uploads_in(stream: bytes) -> tuple[list[bytes], bytes]:
-    """Return the PUT bodies in a recovered client stream, and what is left of a partial one.
+def payload_in(stream: bytes) -> bytes:
+    """Return what a recovered client stream holds of the payload that its PUT carried.
 
-    Used on what an attacker recovered, so a stream that is not HTTP is a value too: no uploads.
+    Used on what an attacker recovered, so a stream that breaks off, or is not HTTP, is a value
+    too: as much of the payload as came before.
     """
     connection = h11.Connection(h11.SERVER)
     connection.receive_data(stream)
-    bodies: list[bytes] = []
     body = bytearray()
     try:
         while True:
             event = connection.next_event()
             match event:
+                case h11.Request():
+                    pass
                 case h11.Data():
                     body += event.data
-                case h11.EndOfMessage():
-                    bodies.append(bytes(body))
-                    body = bytearray()
-                    break
-                case h11.NEED_DATA | h11.PAUSED | h11.ConnectionClosed():
-                    break
                 case _:
-                    pass
+                    return bytes(body)
     except h11.RemoteProtocolError:
-        return bodies, bytes(body)
-    return bodies, bytes(body)
+        return bytes(body)

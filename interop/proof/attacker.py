@@ -1,31 +1,187 @@
 """The attacker: recorded streams and stolen keys in, what they open out.
 
 One attacker serves every experiment and `pfs attack` alike, whatever was stolen and whoever's
-capture it is, so that a session that stays closed here stayed closed to the very code that
-opened its control.
+capture it is, so that a session that stays closed stayed closed to the very code that opened its
+control.
 
-Streams are identified as TLS by their first bytes. A connection whose opening was not captured
-has no known client; the side that sends a ClientHello is taken for it.
+Which connections are TLS is seen from their first bytes. Where a connection's opening was not
+captured, client and server are told apart by ports only and may be the wrong way round; then the
+side that sends a ClientHello is the client. Memory is bounded by open connections: plaintext goes
+to the sink as it is recovered, and of a closed connection only its result is kept.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
-from interop.capture.reassembly import (
-    Connection,
-    StreamClosed,
-    StreamData,
-    StreamEvent,
-    StreamGap,
-    StreamOpened,
-)
-from interop.wire.session import Direction, KeyMaterial, TLSSession
+import msgspec
+
+from interop.capture.streams import StreamClosed, StreamData, StreamGap
+from interop.direction import Direction
+from interop.wire.session import KeyMaterial, TLSSession
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from interop.capture.streams import Connection, StreamEvent
 
-__all__ = ["Attacker", "SessionResult"]
+__all__ = ["Attacker", "PlaintextSink", "SessionResult", "discard"]
 
-PlaintextSink = "Callable[[int, Direction, bytes], None]"
+PlaintextSink: TypeAlias = Callable[[int, Direction, bytes | bytearray], None]
+"""Called with the number of a stream, a direction, and recovered application data."""
+
+_HELLO_TYPE_OFFSET = 5  # behind the record header
+_CLIENT_HELLO = 1
+_HANDSHAKE_RECORD = 0x16
+
+
+def discard(_stream: int, _direction: Direction, _data: bytes | bytearray) -> None:
+    """Take recovered application data and let it go; it is counted all the same."""
+
+
+class SessionResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of one TLS session.
+
+    `stream` numbers the TCP connections of the capture from 0, as Wireshark's ``tcp.stream`` does.
+    `client_bytes` and `server_bytes` are octets of application data recovered from each side;
+    `encrypted_bytes`, octets of application records on the wire, opened or not. `forward_secret`
+    is None where the recording does not tell. `reason` says why records stayed closed; it is empty
+    where none did.
+    """
+
+    stream: int
+    client: str
+    server: str
+    server_name: str | None
+    version: str | None
+    suite: str | None
+    group: str | None
+    forward_secret: bool | None
+    resumed: bool | None
+    client_random: str | None
+    opened: bool
+    opened_by: str | None
+    client_bytes: int
+    server_bytes: int
+    encrypted_bytes: int
+    reason: str
+
+
+class Attacker:
+    """Tries one theft on all connections of a capture.
+
+    Feed it the events of `interop.capture.files.read_streams` in their order, then `finish`.
+    `connections` counts TCP connections with data, TLS or not.
+    """
+
+    def __init__(self, keys: KeyMaterial, sink: PlaintextSink = discard) -> None:
+        self._keys = keys
+        self._sink = sink
+        self._targets: dict[Connection, _Target] = {}
+        self._results: list[SessionResult] = []
+        self.connections = 0
+
+    def feed(self, event: StreamEvent) -> None:
+        """Take the next event of a capture."""
+        match event:
+            case StreamData(connection=connection, direction=direction, data=data):
+                target = self._targets.get(connection) or self._open(connection)
+                target.feed(direction, data)
+            case StreamGap(connection=connection, direction=direction):
+                target = self._targets.get(connection) or self._open(connection)
+                target.gap(direction)
+            case StreamClosed(connection=connection) if connection in self._targets:
+                if self._targets[connection].close():
+                    self._settle(connection)
+            case _:
+                pass
+
+    def finish(self) -> list[SessionResult]:
+        """Return the results of all TLS sessions, in the order of their streams."""
+        for connection in list(self._targets):
+            self._settle(connection)
+        return sorted(self._results, key=lambda result: result.stream)
+
+    def _open(self, connection: Connection) -> _Target:
+        self.connections += 1
+        target = self._targets[connection] = _Target(connection, self._keys, self._sink)
+        return target
+
+    def _settle(self, connection: Connection) -> None:
+        result = self._targets.pop(connection).result()
+        if result is not None:
+            self._results.append(result)
+
+
+class _Target:
+    """One connection under attack."""
+
+    __slots__ = ("_connection", "_open_directions", "_oriented", "_session", "_sink", "_swapped")
+
+    def __init__(self, connection: Connection, keys: KeyMaterial, sink: PlaintextSink) -> None:
+        self._connection = connection
+        self._session = TLSSession(keys)
+        self._sink = sink
+        self._oriented = connection.client_known
+        self._swapped = False
+        self._open_directions = 2
+
+    def feed(self, direction: Direction, data: memoryview) -> None:
+        """Take bytes of one direction."""
+        if not self._oriented:
+            self._orient(direction, data)
+        self._deliver(self._session.feed(self._true(direction), data))
+
+    def gap(self, direction: Direction) -> None:
+        """Note that bytes of one direction are not in the capture."""
+        self._deliver(self._session.gap(self._true(direction)))
+
+    def close(self) -> bool:
+        """Note that one direction ended; say whether both have."""
+        self._open_directions -= 1
+        return self._open_directions == 0
+
+    def result(self) -> SessionResult | None:
+        """Return what came of the session; None where there was no TLS."""
+        session = self._session
+        self._deliver(session.finish())
+        if session.not_tls or session.client_random is None is session.server_random:
+            return None
+        client, server = self._connection.client, self._connection.server
+        if self._swapped:
+            client, server = server, client
+        return SessionResult(
+            stream=self._connection.index,
+            client=_spelled(client.address, client.port),
+            server=_spelled(server.address, server.port),
+            server_name=session.server_name,
+            version=session.version_name,
+            suite=session.suite_name,
+            group=session.group_name,
+            forward_secret=session.forward_secret,
+            resumed=session.resumed,
+            client_random=None if session.client_random is None else session.client_random.hex(),
+            opened=session.opened,
+            opened_by=session.opened_by if session.opened else None,
+            client_bytes=session.plaintext_bytes[Direction.CLIENT_TO_SERVER],
+            server_bytes=session.plaintext_bytes[Direction.SERVER_TO_CLIENT],
+            encrypted_bytes=sum(session.encrypted_application_bytes.values()),
+            reason="" if session.undecryptable is None else session.undecryptable.reason,
+        )
+
+    def _orient(self, direction: Direction, data: memoryview) -> None:
+        """Take the side that sends a ClientHello for the client, the other one's for the server."""
+        self._oriented = True
+        if len(data) > _HELLO_TYPE_OFFSET and data[0] == _HANDSHAKE_RECORD:
+            from_client = data[_HELLO_TYPE_OFFSET] == _CLIENT_HELLO
+            self._swapped = from_client is not (direction is Direction.CLIENT_TO_SERVER)
+
+    def _true(self, direction: Direction) -> Direction:
+        return direction.opposite if self._swapped else direction
+
+    def _deliver(self, recovered: list[tuple[Direction, bytearray]]) -> None:
+        for direction, data in recovered:
+            self._sink(self._connection.index, direction, data)
+
+
+def _spelled(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -29,10 +29,11 @@ __all__ = [
     "Verdict",
     "failures",
     "read_report",
+    "secrets_of",
     "verdict_of",
 ]
 
-FORMAT = "pfs-report/1"
+FORMAT: Literal["pfs-report/1"] = "pfs-report/1"
 
 Observation = Literal["closed", "opened"]
 Verdict = Literal["proved", "refuted"]
@@ -40,6 +41,11 @@ Verdict = Literal["proved", "refuted"]
 SERVER_KEY = "server-key"
 KEY_STORE = "key-store"
 LONG_TERM_THEFTS = (SERVER_KEY, KEY_STORE)
+
+
+def secrets_of(session: str) -> str:
+    """Return the name of the theft of one session's secrets."""
+    return f"session-secrets:{session}"
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,21 +197,14 @@ def _session_failures(sessions: tuple[Session, ...]) -> Iterator[str]:
 
 def _cell_failures(sessions: tuple[Session, ...], cells: tuple[Cell, ...]) -> Iterator[str]:
     for cell in cells:
-        if cell.observed != cell.expected:
-            yield (
-                f"{cell.session} with {cell.stolen} stolen: {cell.observed}, "
-                f"expected {cell.expected} ({cell.reason})"
-            )
-        elif cell.observed == "opened" and not cell.whole:
-            yield f"{cell.session} with {cell.stolen} stolen: opened, but not byte for byte"
-        if cell.observed == "closed" and cell.recovered_bytes:
-            yield f"{cell.session} with {cell.stolen} stolen: closed, yet bytes were recovered"
+        if problem := _contradiction(cell):
+            yield f"{cell.session} with {cell.stolen} stolen: {problem}"
+    own = {session.name: secrets_of(session.name) for session in sessions}
     tried = {(cell.session, cell.stolen) for cell in cells}
-    own = {session.name: f"session-secrets:{session.name}" for session in sessions}
-    for session in sessions:
+    for name in own:
         for stolen in (*LONG_TERM_THEFTS, *own.values()):
-            if (session.name, stolen) not in tried:
-                yield f"{session.name} with {stolen} stolen was not tried"
+            if (name, stolen) not in tried:
+                yield f"{name} with {stolen} stolen was not tried"
     # A closed cell counts only beside a control that the same kind of secret opened.
     opened = {(cell.session, cell.stolen) for cell in cells if cell.control and cell.whole}
     for stolen in LONG_TERM_THEFTS:
@@ -214,6 +213,17 @@ def _cell_failures(sessions: tuple[Session, ...], cells: tuple[Cell, ...]) -> It
     for name, stolen in own.items():
         if (name, stolen) not in opened:
             yield f"{name} was not opened by its own secrets"
+
+
+def _contradiction(cell: Cell) -> str:
+    """Say how a cell contradicts its expectation; empty where it does not."""
+    if cell.observed != cell.expected:
+        return f"{cell.observed}, expected {cell.expected} ({cell.reason})"
+    if cell.observed == "opened" and not cell.whole:
+        return "opened, but not byte for byte"
+    if cell.observed == "closed" and cell.recovered_bytes:
+        return "closed, yet bytes were recovered"
+    return ""
 
 
 def _census_failures(tallies: dict[str, Tally]) -> Iterator[str]:

@@ -8,12 +8,12 @@ error: "the records stay closed, because …" is what the experiments count.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
+from interop.direction import Direction
 from interop.wire.groups import EphemeralKeys, EphemeralPrivateKey
 from interop.wire.key_log import KeyLog
 
@@ -21,20 +21,6 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 __all__ = ["Direction", "KeyMaterial", "Undecryptable"]
-
-
-class Direction(Enum):
-    """Which way bytes travel."""
-
-    CLIENT_TO_SERVER = "client to server"
-    SERVER_TO_CLIENT = "server to client"
-
-    @property
-    def opposite(self) -> Direction:
-        """The other way."""
-        if self is Direction.CLIENT_TO_SERVER:
-            return Direction.SERVER_TO_CLIENT
-        return Direction.CLIENT_TO_SERVER
 
 
 @dataclass(frozen=True, repr=False)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from interop.proof.model import Report
 from interop.proof.uniqueness import excluded_bits
+
+if TYPE_CHECKING:
+    from interop.proof.model import Report
 
 __all__ = ["render_html"]
 

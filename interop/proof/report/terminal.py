@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -11,8 +12,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from interop.proof.model import Cell, Report
+    from interop.proof.verification import Verification
 
-__all__ = ["print_report"]
+__all__ = ["print_report", "print_verification"]
 
 _CLOSED = Text("closed", style="green")
 _CONTROL = Text("OPENED", style="yellow")
@@ -20,14 +22,15 @@ _CONTROL = Text("OPENED", style="yellow")
 
 def print_report(console: Console, report: Report) -> None:
     """Print the matrix and the verdict of `report`."""
+    console.print("What a theft opens", style="bold")
     console.print(_matrix(report))
     console.print(
-        "closed: the recording stayed closed to what was stolen. "
-        "OPENED: a control, there to be opened, was, byte for byte.",
+        "closed   the recording stayed closed to what was stolen\n"
+        "OPENED   a control: it was there to be opened, and was, byte for byte",
         style="dim",
     )
     for skipped in report.skipped:
-        console.print(f"not recorded: {skipped.name} ({skipped.reason})", style="dim")
+        console.print(f"skipped  {skipped.name}: {skipped.reason}", style="dim", markup=False)
     console.print()
     console.print(f"census   {_census_line(report)}")
     console.print(f"replays  {_replay_line(report)}")
@@ -43,11 +46,10 @@ def _matrix(report: Report) -> Table:
     The one-session thefts share two columns: what a session's own secrets did, and what the
     secrets of all the other sessions did to it.
     """
-    table = Table(title="What a theft opens", title_justify="left", title_style="bold")
-    table.add_column("session")
-    table.add_column("negotiated")
-    for heading in ("server key", "key store", "own secrets", "others' secrets"):
-        table.add_column(heading, justify="center")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("recorded session", no_wrap=True)
+    for stolen in ("server key", "key store", "own secrets", "others' secrets"):
+        table.add_column(f"{stolen.replace(' ', chr(10))}", justify="center", no_wrap=True)
     for session in report.sessions:
         cells = [cell for cell in report.cells if cell.session == session.name]
         own = f"session-secrets:{session.name}"
@@ -61,9 +63,9 @@ def _matrix(report: Report) -> Table:
                 if cell.stolen.startswith("session-secrets:") and cell.stolen != own
             ],
         )
+        negotiated = f"{session.version} {session.group or 'static RSA'}, {session.client}"
         table.add_row(
-            session.name,
-            f"{session.version} {session.group or 'static RSA'}",
+            Text(session.name) + Text(f"\n{negotiated}", style="dim"),
             *(_summary(column) for column in columns),
         )
     return table
@@ -96,3 +98,18 @@ def _replay_line(report: Report) -> str:
         f"{attempts} recorded flights sent again, {executed} executed "
         f"(control: {control.executed} of {control.attempts} genuine)"
     )
+
+
+def print_verification(console: Console, verification: Verification) -> None:
+    """Print what came of verifying an evidence directory."""
+    if verification.report is not None and not verification.changes:
+        print_report(console, verification.report)
+        console.print()
+    for change in verification.changes:
+        console.print(Text(f"changed  {change.path}: {change.problem}", style="bold red"))
+    for disagreement in verification.disagreements:
+        console.print(Text(f"wrong    {disagreement}", style="bold red"))
+    if verification.intact:
+        console.print("intact   every file is as it was signed; every verdict was recomputed")
+    if verification.fingerprint:
+        console.print(Text(f"signed   {verification.fingerprint}"), soft_wrap=True)

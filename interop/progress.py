@@ -1,0 +1,80 @@
+"""Progress of long work on stderr: a live line on a terminal, one line a stage elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rich.progress import TaskID
+
+__all__ = ["ConsoleProgress", "SilentProgress"]
+
+
+class SilentProgress:
+    """Says nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        pass
+
+    def stage(self, description: str, *, total: int | None = None) -> None:
+        """Begin a stage."""
+
+    def advance(self, done: int) -> None:
+        """Say that `done` steps of the stage are done."""
+
+
+class ConsoleProgress(SilentProgress):
+    """Shows the present stage, with a bar where its length is known."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._live = sys.stderr.isatty()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._live,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def stage(self, description: str, *, total: int | None = None) -> None:
+        """Begin a stage of `total` steps, where that is known."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(description, total=total)
+        if not self._live:
+            self._console.print(f"{description} ...", markup=False)
+
+    def advance(self, done: int) -> None:
+        """Say that `done` steps of the stage are done."""
+        if self._task is not None:
+            self._progress.update(self._task, completed=done)

@@ -1,0 +1,218 @@
+"""The compromise matrix: every theft tried on every recorded session.
+
+It reads the evidence directory and nothing else: the captures, and what lies in ``stolen/``. That
+is why `pfs prove`, which has just written them, and `pfs verify`, anywhere and later, get the same
+answer from the same code.
+
+What a cell should show is decided by what the recording says was negotiated. A session whose key
+exchange is forward secret must stay closed to every long-term key; one that is not is a control
+and must open. One session's secrets must open that session and no other. Bytes count as recovered
+when they are bytes of the payload that was sent, known here by its length and SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from certs.keystore.hazmat import unseal_every_private_key
+from interop.capture.files import CaptureProblem, read_streams
+from interop.capture.items import DecryptionSecrets
+from interop.direction import Direction
+from interop.errors import InputError
+from interop.proof import layout
+from interop.proof.application import MAX_PAYLOAD_BYTES, payload_in
+from interop.proof.attacker import Attacker, SessionResult
+from interop.proof.model import KEY_STORE, SERVER_KEY, Cell, Session, Theft, secrets_of
+from interop.wire.key_log import KeyLog
+from interop.wire.session import KeyMaterial
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+
+__all__ = ["Attempt", "attack_recording", "evaluate", "observe_session", "read_key_log"]
+
+# The request head comes on top of the payload; nothing recovered is larger than what was sent.
+_MAX_STREAM_BYTES = MAX_PAYLOAD_BYTES + 64 * 1024
+_MAX_SECRET_FILE_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One theft tried on one recording."""
+
+    result: SessionResult
+    payload: bytes
+
+
+def attack_recording(directory: Path, session: str, keys: KeyMaterial) -> Attempt:
+    """Try `keys` on one session's capture.
+
+    Raises `InputError` for a capture that is damaged, or does not hold exactly one TLS session.
+    """
+    path = directory / layout.capture_of(session)
+    stream = bytearray()
+
+    def collect(_session: int, direction: Direction, data: bytes | bytearray) -> None:
+        if direction is Direction.CLIENT_TO_SERVER:
+            stream.extend(data)
+            if len(stream) > _MAX_STREAM_BYTES:
+                raise InputError(f"{path}: more application data than any payload has")
+
+    attacker = Attacker(keys, collect)
+    for event in read_streams(path):
+        if isinstance(event, CaptureProblem):
+            raise InputError(f"{path}: {event.message}")
+        if not isinstance(event, DecryptionSecrets):
+            attacker.feed(event)
+    results = attacker.finish()
+    if len(results) != 1:
+        raise InputError(f"{path}: {len(results)} TLS sessions where one was recorded")
+    return Attempt(results[0], payload_in(bytes(stream)))
+
+
+def observe_session(directory: Path, name: str, *, client: str, server: str) -> Session:
+    """Return what a capture shows to an attacker who has stolen nothing."""
+    result = attack_recording(directory, name, KeyMaterial()).result
+    if result.version is None or result.suite is None or result.forward_secret is None:
+        raise InputError(f"{name}: the recorded handshake is not complete")
+    return Session(
+        name=name,
+        client=client,
+        server=server,
+        capture=layout.capture_of(name),
+        version=result.version,
+        suite=result.suite,
+        group=result.group,
+        forward_secret=result.forward_secret,
+        encrypted_bytes=result.encrypted_bytes,
+    )
+
+
+def evaluate(
+    directory: Path, sessions: Sequence[Session], *, payload_bytes: int, payload_sha256: str
+) -> tuple[tuple[Theft, ...], tuple[Cell, ...]]:
+    """Carry out every theft and try it on every session; return both, thefts by row.
+
+    Raises `InputError`, or a `CertsError` for the key store, where the directory lacks something
+    or holds something else.
+    """
+    thefts: list[Theft] = []
+    cells: list[Cell] = []
+    for theft, keys in _thefts(directory, sessions):
+        thefts.append(theft)
+        for session in sessions:
+            attempt = attack_recording(directory, session.name, keys)
+            whole = len(attempt.payload) == payload_bytes and hmac.compare_digest(
+                hashlib.sha256(attempt.payload).hexdigest(), payload_sha256
+            )
+            cells.append(_cell(session, theft, attempt, whole=whole))
+    return tuple(thefts), tuple(cells)
+
+
+def _cell(session: Session, theft: Theft, attempt: Attempt, *, whole: bool) -> Cell:
+    result = attempt.result
+    expected_open, basis = _expectation(session, theft)
+    opened = result.opened or bool(attempt.payload)
+    return Cell(
+        session=session.name,
+        stolen=theft.name,
+        expected="opened" if expected_open else "closed",
+        observed="opened" if opened else "closed",
+        recovered_bytes=len(attempt.payload),
+        control=expected_open,
+        whole=whole,
+        reason=f"by {result.opened_by}" if opened else result.reason,
+        basis=basis,
+    )
+
+
+def _expectation(session: Session, theft: Theft) -> tuple[bool, str]:
+    """Say whether theory has this theft open this session, and where the standard says so."""
+    tls13 = session.version == "TLS 1.3"
+    if theft.name not in {SERVER_KEY, KEY_STORE}:
+        if theft.name == secrets_of(session.name):
+            return True, "RFC 9846, section 7.3" if tls13 else "RFC 5246, section 6.3"
+        return False, "RFC 9846, section 7.1" if tls13 else "RFC 5246, section 8.1"
+    if session.forward_secret:
+        return False, "RFC 9846, appendix F.1" if tls13 else "RFC 8422, section 2"
+    return True, "RFC 5246, section 7.4.7.1"
+
+
+def _thefts(directory: Path, sessions: Sequence[Session]) -> Iterator[tuple[Theft, KeyMaterial]]:
+    key_files = sorted((directory / layout.STOLEN).glob("*.key.pem"))
+    if not key_files:
+        raise InputError(f"{directory}: no stolen server key in {layout.STOLEN}/")
+    yield (
+        Theft(
+            name=SERVER_KEY,
+            title="Server key",
+            files=tuple(path.relative_to(directory).as_posix() for path in key_files),
+        ),
+        KeyMaterial(
+            server_private_keys=tuple(
+                load_pem_private_key(_read_bounded(path), None) for path in key_files
+            )
+        ),
+    )
+    yield (
+        Theft(
+            name=KEY_STORE,
+            title="Whole key store, with its KEK",
+            files=(layout.KEY_STORE, layout.KEK),
+        ),
+        KeyMaterial(server_private_keys=_keys_of_store(directory)),
+    )
+    for session in sessions:
+        path = layout.key_log_of(session.name)
+        yield (
+            Theft(
+                name=secrets_of(session.name),
+                title=f"Secrets of {session.name}",
+                files=(path,),
+            ),
+            KeyMaterial(key_log=read_key_log(directory / path)),
+        )
+
+
+def _keys_of_store(directory: Path) -> tuple[PrivateKeyTypes, ...]:
+    # The thief works on a private copy: evidence may have lost its file modes on the way here
+    # (archives, artifact stores), and a KEK that others can read is refused.
+    with tempfile.TemporaryDirectory(prefix="pfs-theft-") as folder:
+        kek = Path(folder, "kek")
+        kek.touch(mode=0o600)
+        kek.write_bytes(_read_bounded(directory / layout.KEK))
+        store = Path(folder, "store")
+        try:
+            shutil.copyfile(directory / layout.KEY_STORE, store)
+        except OSError as error:
+            raise InputError(f"{directory / layout.KEY_STORE}: {error.strerror}") from error
+        return tuple(key.private_key for key in unseal_every_private_key(store, f"file:{kek}"))
+
+
+def read_key_log(path: Path) -> KeyLog:
+    """Read a key log of the evidence; every line of it must be sound, for we wrote it."""
+    key_log = KeyLog.parse(_read_bounded(path))
+    if key_log.problem_count:
+        raise InputError(f"{path}: {key_log.problem_count} damaged lines")
+    return key_log
+
+
+def _read_bounded(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_SECRET_FILE_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    if len(data) > _MAX_SECRET_FILE_BYTES:
+        raise InputError(f"{path}: larger than {_MAX_SECRET_FILE_BYTES} bytes")
+    return data

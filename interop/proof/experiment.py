@@ -1,0 +1,368 @@
+"""`pfs prove`: the whole experiment, from fresh keys to signed evidence.
+
+The order matters. Servers run while sessions are recorded and flights replayed. Then the thief
+comes: the key store is copied as it stands, with its KEK, beside the servers' keys; each session's
+secrets were taken as it ended. Only then is the key made that signs the manifest, in the same
+store, so that nothing in the evidence can sign evidence. The store itself lives in a private
+temporary folder and is gone when the run ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from OpenSSL import SSL
+
+from certs import profiles
+from certs.authority import CertificateAuthority
+from certs.key_types import KeyType
+from certs.keystore.kek import create_kek
+from certs.keystore.store import KeyStore
+from interop.errors import InteropError, PeerUnavailable
+from interop.peers.weak import WeakServer
+from interop.proof import layout
+from interop.proof.application import Application
+from interop.proof.compromise import evaluate, observe_session
+from interop.proof.directory import replace_directory, write_secret
+from interop.proof.endpoints import AsyncioEndpoint, BlockingEndpoint
+from interop.proof.manifest import sign_manifest
+from interop.proof.model import Replay, Report, Session, Skipped, Tally, failures, verdict_of
+from interop.proof.recording import SCENARIOS, SERVER_NAME, Scenario, ServerKind, record_session
+from interop.proof.replay import PACES, client_flight, replay_flight
+from interop.proof.report.html import render_html
+from interop.proof.uniqueness import take_census
+from transport import KeyLogBuffer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from certs.credential import Credential, TrustAnchors
+
+__all__ = ["DEFAULT_PAYLOAD_BYTES", "Progress", "prove"]
+
+DEFAULT_PAYLOAD_BYTES = 64 * 1024
+
+
+class Progress(Protocol):
+    """Told what is being done. `stage` begins something, `advance` says how much of it is done."""
+
+    def stage(self, description: str, *, total: int | None = None) -> None:
+        """Begin a stage, of `total` steps where that is known."""
+
+    def advance(self, done: int) -> None:
+        """Say that `done` steps of the stage are done."""
+
+
+def prove(out: Path, *, payload: bytes, handshakes: int, progress: Progress) -> tuple[Report, str]:
+    """Run the experiment and leave its evidence in `out`.
+
+    Returns the report and the fingerprint of the key that signed the manifest. Raises `InputError`
+    where `out` cannot be written; then, and on any other exception, `out` is as it was before.
+    """
+    with (
+        replace_directory(out) as directory,
+        tempfile.TemporaryDirectory(prefix="pfs-prove-") as private,
+    ):
+        for folder in (layout.CAPTURES, layout.STOLEN, layout.CENSUS):
+            (directory / folder).mkdir()
+        kek = Path(private, "kek")
+        create_kek(f"file:{kek}").close()
+        with KeyStore.create(Path(private, "store.sqlite3"), f"file:{kek}") as store:
+            progress.stage("issuing certificates")
+            identity = _issue(store)
+            with ExitStack() as stack:
+                stage = _Stage(directory, payload, identity, _start_servers(stack, identity))
+                sessions, skipped = stage.record(SCENARIOS, progress, Path(private))
+                replays, replay_control = stage.replay(sessions, progress)
+            _steal(directory, store, kek, identity)
+            census = _take_census(directory, handshakes, identity, progress)
+            progress.stage("attacking the recordings")
+            report = _judge(
+                directory,
+                payload=payload,
+                sessions=sessions,
+                skipped=skipped,
+                census=census,
+                replays=replays,
+                replay_control=replay_control,
+            )
+            (directory / layout.REPORT_JSON).write_bytes(report.to_json())
+            (directory / layout.REPORT_HTML).write_text(render_html(report), encoding="utf-8")
+            fingerprint = _sign(directory, store)
+    return report, fingerprint
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """What was issued for a run: the servers' credentials, and the anchors that clients trust."""
+
+    server: Credential
+    control: Credential
+    trust_anchors: TrustAnchors
+
+
+@dataclass(frozen=True)
+class _Server:
+    """A live server, with all that the experiment reads off it."""
+
+    title: str
+    address: tuple[str, int]
+    application: Application
+    key_log: KeyLogBuffer
+
+
+def _issue(store: KeyStore) -> _Identity:
+    now = datetime.now(UTC)
+    root = CertificateAuthority.create_root(store, "root", "pfs experiment root", now)
+    issuing = root.issue_subordinate("issuing", "pfs experiment issuing CA", now)
+    names = (SERVER_NAME,)
+    return _Identity(
+        server=issuing.issue_server(
+            key_name="server", key_type=KeyType.EC_P256, dns_names=names, now=now
+        ),
+        control=issuing.issue_server(
+            key_name="control",
+            key_type=KeyType.RSA_2048,
+            dns_names=names,
+            now=now,
+            profile=profiles.TLS_SERVER_KEY_TRANSPORT,
+        ),
+        trust_anchors=root.trust_anchors,
+    )
+
+
+def _start_servers(stack: ExitStack, identity: _Identity) -> dict[ServerKind, _Server]:
+    blocking = stack.enter_context(BlockingEndpoint(identity.server, Application()))
+    asynchronous = stack.enter_context(AsyncioEndpoint(identity.server, Application()))
+    application, key_log = Application(), KeyLogBuffer()
+    weak = stack.enter_context(
+        WeakServer(
+            identity.control.certificates_pem(),
+            identity.control.private_key_pem(),
+            application.serve,
+            key_log=key_log.write_line,
+        )
+    )
+    return {
+        "blocking": _Server(
+            "pfs (blocking)", blocking.address, blocking.application, blocking.key_log
+        ),
+        "asyncio": _Server(
+            "pfs (asyncio)", asynchronous.address, asynchronous.application, asynchronous.key_log
+        ),
+        "weak": _Server("weak control", weak.address, application, key_log),
+    }
+
+
+class _Stage:
+    """The live part of the experiment: servers up, traffic recorded."""
+
+    def __init__(
+        self,
+        directory: Path,
+        payload: bytes,
+        identity: _Identity,
+        servers: dict[ServerKind, _Server],
+    ) -> None:
+        self._directory = directory
+        self._payload = payload
+        self._identity = identity
+        self._servers = servers
+
+    def record(
+        self, scenarios: Sequence[Scenario], progress: Progress, private: Path
+    ) -> tuple[tuple[Session, ...], tuple[Skipped, ...]]:
+        """Record each scenario; what needs a program that is not here is skipped by name."""
+        anchors_file = private / "anchors.pem"
+        anchors_file.write_bytes(self._identity.trust_anchors.pem())
+        sessions: list[Session] = []
+        skipped: list[Skipped] = []
+        progress.stage("recording sessions", total=len(scenarios))
+        for number, scenario in enumerate(scenarios, start=1):
+            server = self._servers[scenario.server]
+            capture = self._directory / layout.capture_of(scenario.name)
+            known = len(server.key_log.getvalue())
+            try:
+                record_session(
+                    scenario,
+                    server_address=server.address,
+                    capture=capture,
+                    payload=self._payload,
+                    trust_anchors=self._identity.trust_anchors,
+                    trust_anchors_file=anchors_file,
+                )
+            except PeerUnavailable as error:
+                capture.unlink(missing_ok=True)
+                skipped.append(Skipped(name=scenario.name, reason=str(error)))
+            else:
+                self._keep_secrets(scenario.name, server, known)
+                sessions.append(
+                    observe_session(
+                        self._directory,
+                        scenario.name,
+                        client=scenario.client,
+                        server=server.title,
+                    )
+                )
+            progress.advance(number)
+        return tuple(sessions), tuple(skipped)
+
+    def replay(
+        self, sessions: Sequence[Session], progress: Progress
+    ) -> tuple[tuple[Replay, ...], Replay]:
+        """Replay each forward-secret session's client flight; then see that all servers live."""
+        kinds = {scenario.name: scenario.server for scenario in SCENARIOS}
+        flights = [session for session in sessions if session.forward_secret]
+        progress.stage("replaying client flights", total=len(flights))
+        replays: list[Replay] = []
+        for number, session in enumerate(flights, start=1):
+            replays.append(self._replay_session(session, self._servers[kinds[session.name]]))
+            progress.advance(number)
+        return tuple(replays), self._replay_control()
+
+    def _replay_session(self, session: Session, server: _Server) -> Replay:
+        flight = client_flight(self._directory / session.capture)
+        executions = server.application.executions
+        captures: list[str] = []
+        for attempt, pace in enumerate(PACES, start=1):
+            name = f"replay-{session.name}-{attempt}"
+            known = len(server.key_log.getvalue())
+            replay_flight(
+                flight,
+                pace=pace,
+                server_address=server.address,
+                capture=self._directory / layout.capture_of(name),
+            )
+            self._keep_secrets(name, server, known)
+            captures.append(name)
+        return Replay(
+            session=session.name,
+            attempts=len(PACES),
+            executed=server.application.executions - executions,
+            captures=tuple(captures),
+        )
+
+    def _replay_control(self) -> Replay:
+        """Send a genuine session to each server that was replayed at: it must execute."""
+        live = [
+            scenario
+            for scenario in SCENARIOS
+            if scenario.client == "pfs" and scenario.name != "tls12-ecdhe"
+        ]
+        captures: list[str] = []
+        executed = 0
+        for scenario in live:
+            server = self._servers[scenario.server]
+            executions, known = server.application.executions, len(server.key_log.getvalue())
+            name = f"genuine-{scenario.name}"
+            record_session(
+                scenario,
+                server_address=server.address,
+                capture=self._directory / layout.capture_of(name),
+                payload=self._payload,
+                trust_anchors=self._identity.trust_anchors,
+                trust_anchors_file=Path(),
+            )
+            self._keep_secrets(name, server, known)
+            executed += server.application.executions - executions
+            captures.append(name)
+        return Replay(
+            session="genuine",
+            attempts=len(captures),
+            executed=executed,
+            captures=tuple(captures),
+        )
+
+    def _keep_secrets(self, name: str, server: _Server, known_bytes: int) -> None:
+        """Write what the server's key log gained since `known_bytes`: one session's secrets.
+
+        A server logs a session's secrets before it can answer, so all of them are there once the
+        client has its answer.
+        """
+        lines = server.key_log.getvalue()[known_bytes:]
+        write_secret(self._directory / layout.key_log_of(name), lines)
+
+
+def _steal(directory: Path, store: KeyStore, kek: Path, identity: _Identity) -> None:
+    store.snapshot(directory / layout.KEY_STORE)
+    write_secret(directory / layout.KEK, kek.read_bytes())
+    for name, credential in (("server", identity.server), ("control", identity.control)):
+        write_secret(directory / layout.server_key_of(name), credential.private_key_pem())
+
+
+def _take_census(
+    directory: Path, handshakes: int, identity: _Identity, progress: Progress
+) -> dict[str, int | Tally]:
+    progress.stage("census of session keys", total=handshakes)
+    census = take_census(
+        handshakes,
+        credential=identity.server,
+        trust_anchors=identity.trust_anchors,
+        server_name=SERVER_NAME,
+        progress=progress.advance,
+    )
+    for kind, fingerprints in census.fingerprints.items():
+        (directory / layout.fingerprints_of(kind)).write_bytes(fingerprints)
+    return {"handshakes": census.handshakes, **census.tallies()}
+
+
+def _judge(
+    directory: Path,
+    *,
+    payload: bytes,
+    sessions: tuple[Session, ...],
+    skipped: tuple[Skipped, ...],
+    census: dict[str, int | Tally],
+    replays: tuple[Replay, ...],
+    replay_control: Replay,
+) -> Report:
+    sha256 = hashlib.sha256(payload).hexdigest()
+    thefts, cells = evaluate(directory, sessions, payload_bytes=len(payload), payload_sha256=sha256)
+    found = failures(
+        sessions=sessions,
+        cells=cells,
+        tallies={kind: tally for kind, tally in census.items() if isinstance(tally, Tally)},
+        replays=replays,
+        replay_control=replay_control,
+    )
+    return Report(
+        verdict=verdict_of(found),
+        failures=found,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=_versions(),
+        payload_bytes=len(payload),
+        payload_sha256=sha256,
+        sessions=sessions,
+        skipped=skipped,
+        thefts=thefts,
+        cells=cells,
+        census=census,
+        replays=replays,
+        replay_control=replay_control,
+    )
+
+
+def _versions() -> dict[str, str]:
+    packages = ("pfs-transport", "cryptography", "pyOpenSSL")
+    return {
+        **{name: metadata.version(name) for name in packages},
+        "OpenSSL": SSL.OpenSSL_version(SSL.OPENSSL_VERSION).decode().removeprefix("OpenSSL "),
+        "Python": platform.python_version(),
+    }
+
+
+def _sign(directory: Path, store: KeyStore) -> str:
+    store.create_key("manifest", KeyType.ED25519)
+    key = store.signing_key("manifest")
+    if not isinstance(key, Ed25519PrivateKey):
+        raise InteropError("the key store returned a manifest key of another type")
+    return sign_manifest(directory, key, created=datetime.now(UTC))

@@ -1,0 +1,45 @@
+"""Where things lie in an evidence directory. Paths are relative to it, with POSIX separators."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CAPTURES",
+    "CENSUS",
+    "KEK",
+    "KEY_STORE",
+    "REPORT_HTML",
+    "REPORT_JSON",
+    "STOLEN",
+    "capture_of",
+    "fingerprints_of",
+    "key_log_of",
+    "server_key_of",
+]
+
+REPORT_JSON = "report.json"
+REPORT_HTML = "report.html"
+CAPTURES = "captures"
+STOLEN = "stolen"
+CENSUS = "census"
+KEY_STORE = f"{STOLEN}/key-store.sqlite3"
+KEK = f"{STOLEN}/key-store.kek"
+
+
+def capture_of(session: str) -> str:
+    """Return the capture of a recorded session, or of a replay."""
+    return f"{CAPTURES}/{session}.pcapng"
+
+
+def key_log_of(session: str) -> str:
+    """Return the key log of a recorded session, or of a replay."""
+    return f"{STOLEN}/{session}.keylog"
+
+
+def server_key_of(key: str) -> str:
+    """Return the private key of a server."""
+    return f"{STOLEN}/{key}.key.pem"
+
+
+def fingerprints_of(kind: str) -> str:
+    """Return the census fingerprints of one kind of value."""
+    return f"{CENSUS}/{kind}.fingerprints"
