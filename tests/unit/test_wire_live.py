@@ -1,0 +1,822 @@
+"""The decryptor against real peers in memory: what OpenSSL and tlslite-ng really send.
+
+Each test records both directions of a session byte for byte, hands the decryptor nothing but the
+recording and one kind of stolen secret, and compares what it recovers with what was sent.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa, x25519
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from OpenSSL import SSL
+
+from interop.wire.groups import EphemeralPrivateKey, FiniteFieldPrivateKey
+from interop.wire.key_log import KeyLog
+from interop.wire.registry import HandshakeType, NamedGroup, ProtocolVersion
+from interop.wire.session import Direction, KeyMaterial, TLSSession
+from interop.wire.suites import CipherSuite
+
+with warnings.catch_warnings():  # it imports asyncore, which Python is giving up
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from tlslite.api import (
+        X509,
+        HandshakeSettings,
+        TLSConnection,
+        X509CertChain,
+        parsePEMKey,
+    )
+    from tlslite.constants import KeyUpdateMessageType
+
+CLIENT, SERVER = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
+NO_EXTENDED_MAIN_SECRET = 1 << 0  # SSL_OP_NO_EXTENDED_MASTER_SECRET, which pyOpenSSL does not name
+NO_ENCRYPT_THEN_MAC = 1 << 19
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+
+
+@cache
+def private_key(kind: str) -> PrivateKey:
+    if kind == "ECDSA":
+        return ec.generate_private_key(ec.SECP256R1())
+    return rsa.generate_private_key(65537, 2048)
+
+
+@cache
+def certificate(kind: str) -> x509.Certificate:
+    key = private_key(kind)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{kind} peer")])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1)
+    builder = builder.not_valid_before(now - datetime.timedelta(hours=1))
+    return builder.not_valid_after(now + datetime.timedelta(hours=1)).sign(key, hashes.SHA256())
+
+
+@dataclass
+class Recording:
+    """A recorded session: bytes in order of capture, what was sent, and the key log."""
+
+    wire: list[tuple[Direction, bytes]] = field(default_factory=list)
+    sent: dict[Direction, bytes] = field(default_factory=lambda: {CLIENT: b"", SERVER: b""})
+    lines: list[bytes] = field(default_factory=list)
+
+    @property
+    def key_log(self) -> KeyLog:
+        return KeyLog.parse(b"\n".join(self.lines))
+
+    def stream(self, direction: Direction) -> bytes:
+        return b"".join(data for way, data in self.wire if way is direction)
+
+
+def whole(recording: Recording) -> Iterator[tuple[Direction, bytes]]:
+    yield from recording.wire
+
+
+def one_after_the_other(recording: Recording) -> Iterator[tuple[Direction, bytes]]:
+    yield CLIENT, recording.stream(CLIENT)
+    yield SERVER, recording.stream(SERVER)
+
+
+def server_first(recording: Recording) -> Iterator[tuple[Direction, bytes]]:
+    yield SERVER, recording.stream(SERVER)
+    yield CLIENT, recording.stream(CLIENT)
+
+
+def in_crumbs(recording: Recording) -> Iterator[tuple[Direction, bytes]]:
+    numbers = random.Random(8448)
+    for direction, data in recording.wire:
+        offset = 0
+        while offset < len(data):
+            size = numbers.choice((1, 2, 3, 5, 17, 100, 1460, 9000))
+            yield direction, data[offset : offset + size]
+            offset += size
+
+
+CHUNKINGS = (whole, one_after_the_other, server_first, in_crumbs)
+
+
+def decrypt(
+    recording: Recording,
+    keys: KeyMaterial,
+    chunking: Callable[[Recording], Iterator[tuple[Direction, bytes]]] = whole,
+) -> tuple[TLSSession, dict[Direction, bytes]]:
+    session = TLSSession(keys)
+    recovered = {CLIENT: bytearray(), SERVER: bytearray()}
+    for direction, data in chunking(recording):
+        for way, plaintext in session.feed(direction, data):
+            recovered[way] += plaintext
+    for way, plaintext in session.finish():
+        recovered[way] += plaintext
+    return session, {way: bytes(data) for way, data in recovered.items()}
+
+
+def assert_opened(
+    recording: Recording, keys: KeyMaterial, opened_by: str = "key log"
+) -> TLSSession:
+    session = None
+    for chunking in CHUNKINGS:
+        session, recovered = decrypt(recording, keys, chunking)
+        assert session.undecryptable is None, chunking.__name__
+        assert recovered == recording.sent, chunking.__name__
+        assert session.opened
+        assert session.opened_by == opened_by
+        assert session.plaintext_bytes == {
+            way: len(data) for way, data in recorded_items(recording)
+        }
+    assert session is not None
+    return session
+
+
+def recorded_items(recording: Recording) -> list[tuple[Direction, bytes]]:
+    return list(recording.sent.items())
+
+
+def assert_closed(recording: Recording, keys: KeyMaterial, reason: str) -> TLSSession:
+    session = None
+    for chunking in CHUNKINGS:
+        session, recovered = decrypt(recording, keys, chunking)
+        assert recovered == {CLIENT: b"", SERVER: b""}
+        assert not session.opened
+        assert session.undecryptable is not None
+        assert reason in session.undecryptable.reason, chunking.__name__
+    assert session is not None
+    return session
+
+
+# OpenSSL
+
+
+@dataclass
+class Options:
+    """How an OpenSSL peer is set up."""
+
+    version: int = SSL.TLS1_3_VERSION
+    suites: str | None = None
+    groups: bytes | None = None
+    key: str = "RSA"
+    options: int = 0
+    client_certificate: bool = False
+
+
+def context(options: Options, lines: list[bytes], *, server: bool) -> SSL.Context:
+    made = SSL.Context(SSL.TLS_METHOD)
+    made.set_min_proto_version(options.version)
+    made.set_max_proto_version(options.version)
+    made.set_options(options.options)
+    if options.suites and options.version == SSL.TLS1_3_VERSION:
+        made.set_tls13_ciphersuites(options.suites.encode())
+    elif options.suites:
+        made.set_cipher_list(f"{options.suites}:@SECLEVEL=0".encode())
+    if options.groups:
+        assert SSL._lib.SSL_CTX_set1_curves_list(made._context, options.groups) == 1
+    if server or options.client_certificate:
+        made.use_certificate(certificate(options.key))
+        made.use_privatekey(private_key(options.key))
+    if server:
+        made.set_keylog_callback(lambda _, line: lines.append(line))
+        made.set_session_id(b"test")
+        if options.client_certificate:
+            mode = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+            made.set_verify(mode, lambda *_: True)
+    return made
+
+
+class Pair:
+    """Two OpenSSL peers in memory, and what crosses between them."""
+
+    def __init__(
+        self, client: SSL.Context, server: SSL.Context, recording: Recording | None = None
+    ) -> None:
+        self.recording = recording or Recording()
+        self.peers = {CLIENT: SSL.Connection(client, None), SERVER: SSL.Connection(server, None)}
+        self.peers[CLIENT].set_connect_state()
+        self.peers[CLIENT].set_tlsext_host_name(b"wire.test")
+        self.peers[SERVER].set_accept_state()
+
+    def carry(self) -> bool:
+        moved = False
+        for way, sender in self.peers.items():
+            while True:
+                try:
+                    data = sender.bio_read(2**18)
+                except SSL.WantReadError:
+                    break
+                self.peers[way.opposite].bio_write(data)
+                self.recording.wire.append((way, data))
+                moved = True
+        return moved
+
+    def handshake(self) -> None:
+        for _ in range(20):
+            waiting = False
+            for peer in self.peers.values():
+                try:
+                    peer.do_handshake()
+                except SSL.WantReadError:
+                    waiting = True
+            if not self.carry() and not waiting:
+                return
+        pytest.fail("the peers did not agree")
+
+    def send(self, way: Direction, data: bytes) -> None:
+        receiver = self.peers[way.opposite]
+        view = memoryview(data)
+        while view:
+            written = self.peers[way].send(bytes(view[: 2**16]))
+            self.carry()
+            received = b""
+            while len(received) < written:
+                received += receiver.recv(2**16)
+            assert received == view[:written]
+            view = view[written:]
+        self.recording.sent[way] += data
+
+    def close(self) -> None:
+        for peer in self.peers.values():
+            peer.shutdown()
+        self.carry()
+
+
+def converse(client: Options, server: Options | None = None, size: int = 70_000) -> Recording:
+    recording = Recording()
+    lines = recording.lines
+    pair = Pair(
+        context(client, lines, server=False),
+        context(server or client, lines, server=True),
+        recording,
+    )
+    pair.handshake()
+    numbers = random.Random(size)
+    pair.send(CLIENT, b"GET / HTTP/1.1\r\n\r\n")
+    pair.send(SERVER, numbers.randbytes(size))
+    pair.send(CLIENT, numbers.randbytes(size))
+    pair.close()
+    return recording
+
+
+TLS13_SUITES = (
+    "TLS_AES_128_GCM_SHA256",
+    "TLS_AES_256_GCM_SHA384",
+    "TLS_CHACHA20_POLY1305_SHA256",
+    "TLS_AES_128_CCM_SHA256",
+    "TLS_AES_128_CCM_8_SHA256",
+)
+
+
+@pytest.mark.parametrize("suite", TLS13_SUITES)
+def test_every_tls13_suite_opens_by_key_log(suite: str) -> None:
+    recording = converse(Options(suites=suite))
+    session = assert_opened(recording, KeyMaterial(key_log=recording.key_log))
+    assert session.version == ProtocolVersion.TLS_1_3
+    assert session.suite == CipherSuite[suite]
+    assert session.server_name == "wire.test"
+    assert session.forward_secret is True
+    assert session.resumed is False
+    der = certificate("RSA").public_bytes(Encoding.DER)
+    assert session.server_certificates == (der,)
+    assert session.closed_cleanly(CLIENT)
+    assert session.closed_cleanly(SERVER)
+
+
+GROUPS = {
+    b"X25519": NamedGroup.X25519,
+    b"P-256": NamedGroup.SECP256R1,
+    b"P-384": NamedGroup.SECP384R1,
+    b"P-521": NamedGroup.SECP521R1,
+    b"X448": NamedGroup.X448,
+    b"ffdhe2048": NamedGroup.FFDHE2048,
+    b"X25519MLKEM768": NamedGroup.X25519MLKEM768,
+    b"SecP256r1MLKEM768": NamedGroup.SECP256R1MLKEM768,
+    b"SecP384r1MLKEM1024": NamedGroup.SECP384R1MLKEM1024,
+}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_group_is_named_and_its_shares_are_kept(group: bytes) -> None:
+    recording = converse(Options(groups=group), size=10)
+    session = assert_opened(recording, KeyMaterial(key_log=recording.key_log))
+    assert session.group == GROUPS[group]
+    assert session.group_name is not None
+    assert session.group_name.lower() == group.decode().lower().replace("p-", "secp") + (
+        "r1" if group.startswith(b"P-") else ""
+    )
+    assert set(session.client_key_shares) == set(session.server_key_shares) == {GROUPS[group]}
+
+
+def test_hello_retry_request_is_followed() -> None:
+    recording = converse(Options(groups=b"X25519:P-384"), Options(groups=b"P-384"))
+    session = assert_opened(recording, KeyMaterial(key_log=recording.key_log))
+    assert session.hello_retry_request
+    assert session.group == NamedGroup.SECP384R1
+
+
+def test_client_certificates_are_read_in_both_versions() -> None:
+    for version in (SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION):
+        options = Options(version=version, key="ECDSA", client_certificate=True)
+        recording = converse(options)
+        session = assert_opened(recording, KeyMaterial(key_log=recording.key_log))
+        assert session.client_certificates == (certificate("ECDSA").public_bytes(Encoding.DER),)
+
+
+TLS12_AEAD = (
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-CHACHA20-POLY1305",
+    "ECDHE-ECDSA-AES128-CCM",
+    "ECDHE-ECDSA-AES256-CCM8",
+    "DHE-RSA-AES128-GCM-SHA256",
+    "DHE-RSA-AES256-CCM",
+)
+TLS12_CBC = (
+    "ECDHE-RSA-AES128-SHA",
+    "ECDHE-RSA-AES128-SHA256",
+    "ECDHE-ECDSA-AES256-SHA384",
+    "DHE-RSA-AES256-SHA256",
+)
+RSA_SUITES = (
+    "AES128-GCM-SHA256",
+    "AES256-GCM-SHA384",
+    "AES128-CCM",
+    "AES256-CCM8",
+    "AES128-SHA",
+    "AES256-SHA256",
+)
+
+
+def tls12(suite: str, *, options: int = 0) -> Options:
+    key = "ECDSA" if "ECDSA" in suite else "RSA"
+    return Options(version=SSL.TLS1_2_VERSION, suites=suite, key=key, options=options)
+
+
+@pytest.mark.parametrize("extended", [True, False])
+@pytest.mark.parametrize("suite", TLS12_AEAD + TLS12_CBC)
+def test_tls12_forward_secret_suites_open_by_key_log_and_not_by_server_key(
+    suite: str,
+    extended: bool,  # noqa: FBT001 - a parametrised fact
+) -> None:
+    recording = converse(tls12(suite, options=0 if extended else NO_EXTENDED_MAIN_SECRET))
+    session = assert_opened(recording, KeyMaterial(key_log=recording.key_log))
+    assert session.version == ProtocolVersion.TLS_1_2
+    assert session.extended_main_secret is extended
+    assert session.forward_secret is True
+    assert session.group_name is not None
+    keys = KeyMaterial(server_private_keys=(private_key("RSA"), private_key("ECDSA")))
+    closed = assert_closed(recording, keys, "the server key only signs")
+    assert closed.encrypted_application_bytes == session.encrypted_application_bytes
+    assert closed.encrypted_application_bytes[CLIENT] > len(recording.sent[CLIENT])
+
+
+@pytest.mark.parametrize("extended", [True, False])
+@pytest.mark.parametrize("suite", RSA_SUITES)
+def test_static_rsa_opens_by_the_server_key_alone(
+    suite: str,
+    extended: bool,  # noqa: FBT001 - a parametrised fact
+) -> None:
+    recording = converse(tls12(suite, options=0 if extended else NO_EXTENDED_MAIN_SECRET))
+    other = rsa.generate_private_key(65537, 2048)
+    keys = KeyMaterial(server_private_keys=(other, private_key("ECDSA"), private_key("RSA")))
+    session = assert_opened(recording, keys, "server RSA key")
+    assert session.forward_secret is False
+    assert session.extended_main_secret is extended
+    assert_closed(
+        recording, KeyMaterial(server_private_keys=(other,)), "static RSA, but no matching"
+    )
+
+
+@pytest.mark.parametrize("suite", TLS12_CBC)
+def test_cbc_opens_with_its_mac_inside_and_outside(suite: str) -> None:
+    for option, outside in ((0, True), (NO_ENCRYPT_THEN_MAC, False)):
+        recording = converse(tls12(suite, options=option))
+        session = assert_opened(recording, KeyMaterial(key_log=recording.key_log))
+        assert session.encrypt_then_mac is outside
+
+
+def test_a_suite_that_nobody_here_opens_is_named() -> None:
+    recording = converse(tls12("CAMELLIA128-SHA"))
+    session = assert_closed(
+        recording,
+        KeyMaterial(key_log=recording.key_log, server_private_keys=(private_key("RSA"),)),
+        "TLS_RSA_WITH_CAMELLIA_128_CBC_SHA: this suite is not opened here",
+    )
+    assert session.forward_secret is False
+
+
+@pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
+def test_large_data_in_large_and_small_chunks(version: int) -> None:
+    recording = converse(Options(version=version), size=3_000_000)
+    assert_opened(recording, KeyMaterial(key_log=recording.key_log))
+
+
+def resumed(version: int, options: int) -> tuple[Recording, Recording]:
+    first, second = Recording(), Recording()
+    lines: list[bytes] = []
+    client = context(Options(version=version, options=options), lines, server=False)
+    server = context(Options(version=version, options=options), lines, server=True)
+    pair = Pair(client, server, first)
+    pair.handshake()
+    pair.send(SERVER, b"first")
+    ticket = pair.peers[CLIENT].get_session()
+    pair.close()
+    first.lines[:], lines[:] = lines, []
+    again = Pair(client, server, second)
+    assert ticket is not None
+    again.peers[CLIENT].set_session(ticket)
+    again.handshake()
+    again.send(CLIENT, b"second")
+    again.close()
+    second.lines[:] = lines
+    return first, second
+
+
+@pytest.mark.parametrize(
+    ("version", "options"),
+    [(SSL.TLS1_2_VERSION, 0), (SSL.TLS1_2_VERSION, SSL.OP_NO_TICKET), (SSL.TLS1_3_VERSION, 0)],
+)
+def test_resumed_sessions_open_by_their_own_key_log_only(version: int, options: int) -> None:
+    first, second = resumed(version, options)
+    session = assert_opened(second, KeyMaterial(key_log=second.key_log))
+    assert session.resumed is True
+    assert session.forward_secret is (None if version == SSL.TLS1_2_VERSION else True)
+    assert_closed(second, KeyMaterial(key_log=first.key_log), "no key log line")
+
+
+def test_renegotiation_is_followed_and_named() -> None:
+    recording = Recording()
+    options = Options(version=SSL.TLS1_2_VERSION)
+    client = context(options, recording.lines, server=False)
+    server = context(options, recording.lines, server=True)
+    pair = Pair(client, server, recording)
+    pair.handshake()
+    pair.send(CLIENT, b"before")
+    assert pair.peers[CLIENT].renegotiate()
+    pair.handshake()
+    pair.send(SERVER, b"after")
+    pair.close()
+    if not any("client_hello" in str(m) for m in negotiated_again(recording)):
+        pytest.skip("this OpenSSL refuses to renegotiate")
+    session = assert_opened(recording, KeyMaterial(key_log=recording.key_log))
+    assert session.renegotiations == 1
+
+
+def negotiated_again(recording: Recording) -> list[object]:
+    session, _ = decrypt(recording, KeyMaterial(key_log=recording.key_log))
+    return list(session.handshake_messages[1:])
+
+
+# Thefts that must not help
+
+
+@pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
+def test_another_sessions_key_log_opens_nothing(version: int) -> None:
+    recording = converse(Options(version=version))
+    other = converse(Options(version=version))
+    assert_opened(other, KeyMaterial(key_log=other.key_log))
+    assert_closed(recording, KeyMaterial(key_log=other.key_log), "no key log line")
+
+
+@pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
+def test_wrong_secrets_under_the_right_client_random_open_nothing(version: int) -> None:
+    recording = converse(Options(version=version))
+    log = recording.key_log
+    (client_random,) = log
+    wrong = {label: secret[::-1] for label, secret in log[client_random].items()}
+    assert_closed(
+        recording,
+        KeyMaterial(key_log=KeyLog({client_random: wrong})),
+        "from the key log does not open this session's records",
+    )
+
+
+def test_without_any_key_the_facts_are_still_told() -> None:
+    recording = converse(Options(groups=b"X25519MLKEM768"))
+    session = assert_closed(recording, KeyMaterial(), "no keys were given")
+    assert session.group_name == "X25519MLKEM768"
+    assert session.suite_name == "TLS_AES_256_GCM_SHA384"
+    assert len(session.client_key_shares[NamedGroup.X25519MLKEM768]) == 1184 + 32
+    assert len(session.server_key_shares[NamedGroup.X25519MLKEM768]) == 1088 + 32
+
+
+def test_old_versions_are_named_and_not_guessed_at() -> None:
+    for version, name in ((SSL.TLS1_VERSION, "TLS 1.0"), (SSL.TLS1_1_VERSION, "TLS 1.1")):
+        recording = converse(Options(version=version, suites="AES128-SHA"))
+        session = assert_closed(
+            recording,
+            KeyMaterial(key_log=recording.key_log, server_private_keys=(private_key("RSA"),)),
+            f"{name}: this version is named but not read here",
+        )
+        assert session.version_name == name
+
+
+# Incomplete key logs
+
+
+@pytest.mark.parametrize("suite", TLS13_SUITES)
+def test_application_secrets_alone_open_all_application_data(suite: str) -> None:
+    recording = converse(Options(suites=suite))
+    (client_random,) = recording.key_log
+    secrets = {
+        label: secret
+        for label, secret in recording.key_log[client_random].items()
+        if "_TRAFFIC_SECRET_0" in label
+    }
+    assert len(secrets) == 2
+    assert_opened(recording, KeyMaterial(key_log=KeyLog({client_random: secrets})))
+
+
+def test_one_directions_secret_opens_that_direction_only() -> None:
+    recording = converse(Options())
+    (client_random,) = recording.key_log
+    label = "SERVER_TRAFFIC_SECRET_0"
+    log = KeyLog({client_random: {label: recording.key_log[client_random][label]}})
+    for chunking in CHUNKINGS:
+        session, recovered = decrypt(recording, KeyMaterial(key_log=log), chunking)
+        assert recovered == {CLIENT: b"", SERVER: recording.sent[SERVER]}
+        assert session.opened
+        assert session.undecryptable_in(SERVER) is None
+        assert session.undecryptable_in(CLIENT) is not None
+
+
+def test_handshake_secrets_alone_open_no_application_data() -> None:
+    recording = converse(Options())
+    (client_random,) = recording.key_log
+    secrets = {
+        label: secret
+        for label, secret in recording.key_log[client_random].items()
+        if "HANDSHAKE" in label
+    }
+    session = assert_closed(
+        recording,
+        KeyMaterial(key_log=KeyLog({client_random: secrets})),
+        "the key log holds the handshake secret but no application secret",
+    )
+    assert session.server_certificates  # they travel under the handshake secret
+
+
+# A damaged recording
+
+
+@pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
+def test_a_flipped_bit_closes_its_direction_and_nothing_wrong_comes_out(version: int) -> None:
+    recording = converse(Options(version=version))
+    keys = KeyMaterial(key_log=recording.key_log)
+    stream = bytearray(recording.stream(SERVER))
+    stream[-30_000] ^= 1
+    damaged = Recording(wire=[(CLIENT, recording.stream(CLIENT)), (SERVER, bytes(stream))])
+    session, recovered = decrypt(damaged, keys)
+    assert recovered[CLIENT] == recording.sent[CLIENT]
+    assert 0 < len(recovered[SERVER]) < len(recording.sent[SERVER])
+    assert recording.sent[SERVER].startswith(recovered[SERVER])
+    reason = session.undecryptable_in(SERVER)
+    assert reason is not None
+    assert "damaged record" in reason.reason
+    assert session.undecryptable_in(CLIENT) is None
+
+
+def test_a_gap_ends_its_direction() -> None:
+    recording = converse(Options())
+    session = TLSSession(KeyMaterial(key_log=recording.key_log))
+    client, server = recording.stream(CLIENT), recording.stream(SERVER)
+    session.feed(CLIENT, client)
+    recovered = b"".join(
+        data for way, data in session.feed(SERVER, server[:30_000]) if way is SERVER
+    )
+    assert session.gap(SERVER) == []
+    assert session.feed(SERVER, server[31_460:]) == []
+    assert recovered
+    assert recording.sent[SERVER].startswith(recovered)
+    assert "gap" in str(session.undecryptable_in(SERVER))
+
+
+def test_what_must_wait_is_bounded() -> None:
+    recording = converse(Options())
+    keys = KeyMaterial(key_log=recording.key_log)
+    session = TLSSession(keys, buffer_limit_bytes=10_000)
+    assert session.feed(CLIENT, recording.stream(CLIENT)) == []
+    assert "more than 10000 bytes" in str(session.undecryptable_in(CLIENT))
+    session.feed(SERVER, recording.stream(SERVER))
+    assert session.plaintext_bytes[SERVER] == len(recording.sent[SERVER])
+
+
+# tlslite-ng, whose insides can be read
+
+
+class _Pipe:
+    """A socket-like end of a recorded, in-memory, never blocking connection."""
+
+    def __init__(self, recording: Recording, way: Direction) -> None:
+        self.recording = recording
+        self.way = way
+        self.inbox = bytearray()
+        self.peer: _Pipe | None = None
+
+    def send(self, data: bytes) -> int:
+        assert self.peer is not None
+        self.peer.inbox += data
+        self.recording.wire.append((self.way, bytes(data)))
+        return len(data)
+
+    def sendall(self, data: bytes) -> None:
+        self.send(data)
+
+    def recv(self, size: int) -> bytes:
+        if not self.inbox:
+            raise BlockingIOError(errno.EWOULDBLOCK, "nothing there")
+        data = bytes(self.inbox[:size])
+        del self.inbox[:size]
+        return data
+
+    def close(self) -> None:
+        pass
+
+
+def _pem(key: PrivateKey) -> str:
+    encoded = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return encoded.decode()
+
+
+class TLSLitePair:
+    """tlslite-ng at both ends; the server tells its ephemeral keys."""
+
+    def __init__(self, settings: dict[str, object], client_settings: dict[str, object]) -> None:
+        seen: list[object] = []
+
+        class Instrumented(TLSConnection):  # type: ignore[misc]
+            def _serverCertKeyExchange(self, *args: object) -> Iterator[object]:  # noqa: N802
+                seen.append(args[4])
+                yield from super()._serverCertKeyExchange(*args)
+
+        self.recording = Recording()
+        pipes = {way: _Pipe(self.recording, way) for way in Direction}
+        pipes[CLIENT].peer, pipes[SERVER].peer = pipes[SERVER], pipes[CLIENT]
+        self.exchanges = seen
+        self.ends = {CLIENT: TLSConnection(pipes[CLIENT]), SERVER: Instrumented(pipes[SERVER])}
+        self.settings = {CLIENT: HandshakeSettings(), SERVER: HandshakeSettings()}
+        for way, extra in ((CLIENT, settings | client_settings), (SERVER, settings)):
+            for name, value in extra.items():
+                setattr(self.settings[way], name, value)
+
+    def run(self, steps: dict[Direction, Iterator[object]]) -> dict[Direction, object]:
+        results: dict[Direction, object] = {}
+        for _ in range(20_000):
+            for way, step in steps.items():
+                if way in results:
+                    continue
+                try:
+                    value = next(step)
+                except StopIteration:
+                    results[way] = None
+                    continue
+                if value not in (0, 1):
+                    results[way] = value
+            if len(results) == len(steps):
+                return results
+        pytest.fail("the peers are stuck")
+
+    def handshake(self) -> None:
+        parsed = X509()
+        parsed.parse(certificate("RSA").public_bytes(Encoding.PEM).decode())
+        key = parsePEMKey(_pem(private_key("RSA")), private=True, implementations=["python"])
+        server = self.ends[SERVER].handshakeServerAsync(
+            certChain=X509CertChain([parsed]), privateKey=key, settings=self.settings[SERVER]
+        )
+        client = self.ends[CLIENT].handshakeClientCert(settings=self.settings[CLIENT], async_=True)
+        self.run({CLIENT: client, SERVER: server})
+
+    def send(self, way: Direction, data: bytes) -> None:
+        sender, receiver = self.ends[way], self.ends[way.opposite]
+        steps = {
+            way: sender.writeAsync(data),
+            way.opposite: receiver.readAsync(max=None, min=len(data)),
+        }
+        result = self.run(steps)[way.opposite]
+        assert isinstance(result, bytearray)
+        assert result == data
+        self.recording.sent[way] += data
+
+    def talk(self, size: int = 20_000) -> Recording:
+        self.handshake()
+        self.send(CLIENT, b"hello")
+        self.send(SERVER, random.Random(size).randbytes(size))
+        self.send(CLIENT, b"bye")
+        return self.recording
+
+    @property
+    def server_ephemeral_key(self) -> EphemeralPrivateKey:
+        exchange = self.exchanges[-1]
+        if (exponent := getattr(exchange, "dh_Xs", None)) is not None:
+            return FiniteFieldPrivateKey(
+                exchange.dh_p,  # type: ignore[attr-defined]
+                exchange.dh_g,  # type: ignore[attr-defined]
+                exponent,
+            )
+        private = exchange.ecdhXs  # type: ignore[attr-defined]
+        if isinstance(private, int):
+            return ec.derive_private_key(private, ec.SECP256R1())
+        return x25519.X25519PrivateKey.from_private_bytes(bytes(private))
+
+
+TLS12_ONLY: dict[str, object] = {"minVersion": (3, 3), "maxVersion": (3, 3)}
+TLS13_ONLY: dict[str, object] = {"minVersion": (3, 4), "maxVersion": (3, 4)}
+
+
+@pytest.mark.parametrize("extended", [True, False])
+@pytest.mark.parametrize(
+    ("exchange", "curve"),
+    [("ecdhe_rsa", "x25519"), ("ecdhe_rsa", "secp256r1"), ("dhe_rsa", "x25519")],
+)
+def test_tls12_opens_by_the_servers_ephemeral_key(
+    exchange: str,
+    curve: str,
+    extended: bool,  # noqa: FBT001 - a parametrised fact
+) -> None:
+    settings = TLS12_ONLY | {
+        "keyExchangeNames": [exchange],
+        "eccCurves": [curve],
+        "useExtendedMasterSecret": extended,
+        "cipherNames": ["aes128gcm"],
+    }
+    pair = TLSLitePair(settings, {})
+    recording = pair.talk()
+    keys = KeyMaterial(ephemeral_private_keys=(pair.server_ephemeral_key,))
+    session = assert_opened(recording, keys, "ephemeral key")
+    assert session.extended_main_secret is extended
+    other = KeyMaterial(ephemeral_private_keys=(x25519.X25519PrivateKey.generate(),))
+    assert_closed(recording, other, "of this session is at hand")
+
+
+@pytest.mark.parametrize("encrypt_then_mac", [True, False])
+@pytest.mark.parametrize("cipher", ["3des", "aes256", "aes128ccm_8", "chacha20-poly1305"])
+def test_tlslite_ciphers_open_by_the_main_secret(
+    cipher: str,
+    encrypt_then_mac: bool,  # noqa: FBT001 - a parametrised fact
+) -> None:
+    settings = TLS12_ONLY | {
+        "cipherNames": [cipher],
+        "macNames": ["sha", "sha256", "aead"],
+        "useEncryptThenMAC": encrypt_then_mac,
+    }
+    pair = TLSLitePair(settings, {})
+    recording = pair.talk()
+    client_random = recording.stream(CLIENT)[11:43]
+    secret = bytes(pair.ends[SERVER].session.masterSecret)
+    log = KeyLog({client_random: {"CLIENT_RANDOM": secret}})
+    session = assert_opened(recording, KeyMaterial(key_log=log))
+    if cipher in ("3des", "aes256"):
+        assert session.encrypt_then_mac is encrypt_then_mac
+
+
+def application_log(pair: TLSLitePair) -> KeyLog:
+    session = pair.ends[SERVER].session
+    client_random = pair.recording.stream(CLIENT)[11:43]
+    return KeyLog(
+        {
+            client_random: {
+                "CLIENT_TRAFFIC_SECRET_0": bytes(session.cl_app_secret),
+                "SERVER_TRAFFIC_SECRET_0": bytes(session.sr_app_secret),
+            }
+        }
+    )
+
+
+def test_key_updates_in_both_directions_are_followed() -> None:
+    pair = TLSLitePair(TLS13_ONLY, {})
+    pair.talk()
+    log = application_log(pair)
+    for _ in range(3):
+        for way in (CLIENT, SERVER):
+            request = KeyUpdateMessageType.update_requested
+            pair.run({way: pair.ends[way].send_keyupdate_request(request)})
+            pair.send(way, b"under the next generation " + way.value.encode())
+            pair.send(way.opposite, b"and the answer")
+    session = assert_opened(pair.recording, KeyMaterial(key_log=log))
+    assert session.key_updates[CLIENT] >= 3
+    assert session.key_updates[SERVER] >= 3
+    kinds = [message.handshake_type for message in session.handshake_messages]
+    assert HandshakeType.KEY_UPDATE not in kinds[:5]
+
+
+@pytest.mark.parametrize("mode", ["psk_ke", "psk_dhe_ke"])
+def test_a_pre_shared_key_alone_opens_psk_ke_and_not_psk_dhe_ke(mode: str) -> None:
+    secret = random.Random(mode).randbytes(32)
+    settings = TLS13_ONLY | {"pskConfigs": [(b"name", secret)], "psk_modes": [mode]}
+    pair = TLSLitePair(settings, {})
+    recording = pair.talk()
+    keys = KeyMaterial(pre_shared_keys=(bytes(32), secret))
+    if mode == "psk_ke":
+        session = assert_opened(recording, keys, "pre-shared key")
+        assert session.forward_secret is False
+    else:
+        session = assert_closed(recording, keys, "needs both")
+        assert session.forward_secret is True
+    assert session.resumed is True
+    assert_closed(recording, KeyMaterial(pre_shared_keys=(bytes(32),)), "not among the keys given")
