@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -21,8 +22,10 @@ from interop.errors import InputError, InteropError
 from interop.progress import ConsoleProgress, SilentProgress
 from interop.proof import layout
 from interop.proof.application import MAX_PAYLOAD_BYTES
+from interop.proof.attack import AttackReport, attack_captures, load_stolen
+from interop.proof.directory import whole_directory
 from interop.proof.experiment import DEFAULT_PAYLOAD_BYTES, prove
-from interop.proof.report.terminal import print_report, print_verification
+from interop.proof.report.terminal import print_attack, print_report, print_verification
 from interop.proof.verification import verify
 from transport import TransportError
 
@@ -99,6 +102,49 @@ def verify_command(
         print_verification(Console(highlight=False), verification)
     if not verification.holds:
         raise typer.Exit(EXIT_REFUTED)
+
+
+@application.command("attack")
+def attack_command(  # noqa: PLR0917 - the command line names them all
+    captures: Annotated[
+        list[Path], typer.Argument(metavar="CAPTURE...", help="pcap or pcapng files.")
+    ],
+    server_key: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PEM", help="A stolen server key; may be given more than once."),
+    ] = None,
+    key_log: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A stolen key log; may be given more than once."),
+    ] = None,
+    plaintext: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write what is recovered into this new or empty folder."),
+    ] = None,
+    ignore_secrets_blocks: Annotated[
+        bool, typer.Option(help="Do not use keys that a pcapng file carries itself.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Try stolen keys on any capture, and say what opens, by what, and why not.
+
+    Exit status: 0 when the captures were read, whatever opened; 2 bad input.
+    """
+    keys, problems = load_stolen(server_key or (), key_log or ())
+    with ExitStack() as stack:
+        progress = stack.enter_context(SilentProgress() if as_json else ConsoleProgress())
+        progress.stage("attacking")
+        folder = None if plaintext is None else stack.enter_context(whole_directory(plaintext))
+        report = attack_captures(
+            captures, keys, plaintext=folder, use_secrets_blocks=not ignore_secrets_blocks
+        )
+    for problem in (*problems, *report.problems):
+        _complain(f"{problem.file}: {problem.message}")
+    if as_json:
+        whole = AttackReport(report.sessions, (*problems, *report.problems))
+        sys.stdout.buffer.write(whole.to_json())
+    else:
+        print_attack(Console(highlight=False), report)
 
 
 def _read_payload(path: Path | None) -> bytes:

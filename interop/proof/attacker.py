@@ -13,6 +13,7 @@ to the sink as it is recovered, and of a closed connection only its result is ke
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
@@ -23,6 +24,7 @@ from interop.wire.session import KeyMaterial, TLSSession
 
 if TYPE_CHECKING:
     from interop.capture.streams import Connection, StreamEvent
+    from interop.wire.key_log import KeyLog
 
 __all__ = ["Attacker", "PlaintextSink", "SessionResult", "discard"]
 
@@ -94,6 +96,10 @@ class Attacker:
                     self._settle(connection)
             case _:
                 pass
+
+    def add_key_log(self, key_log: KeyLog) -> None:
+        """Take further secrets, for connections that have not appeared yet."""
+        self._keys = replace(self._keys, key_log=self._keys.key_log | key_log)
 
     def finish(self) -> list[SessionResult]:
         """Return the results of all TLS sessions, in the order of their streams."""

@@ -1,7 +1,7 @@
 """An output directory that appears whole or not at all.
 
 Everything is written to a hidden sibling first and moved into place at the end, so that a run
-that is interrupted, fails or fills the disk leaves the earlier evidence as it was.
+that is interrupted, fails or fills the disk leaves what was there before as it was.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interop.errors import InputError
-from interop.proof.manifest import is_evidence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["replace_directory", "write_secret"]
+__all__ = ["whole_directory", "write_secret"]
 
 
 @contextmanager
-def replace_directory(target: Path) -> Iterator[Path]:
+def whole_directory(
+    target: Path, *, may_replace: Callable[[Path], bool] = lambda _existing: False
+) -> Iterator[Path]:
     """Yield an empty directory which becomes `target` when the block ends without an exception.
 
-    An existing `target` is replaced only if it is empty or holds earlier evidence. Raises
-    `InputError` where it is anything else, or cannot be written.
+    It has mode 0700. An existing `target` is replaced only if it is empty, or `may_replace` says
+    so. Raises `InputError` where it is anything else, or cannot be written.
     """
     target = Path(os.path.realpath(target))
-    _require_replaceable(target)
+    _require_replaceable(target, may_replace)
     token = secrets.token_hex(6)
     staging = target.with_name(f".{target.name}.{token}.partial")
     retired = target.with_name(f".{target.name}.{token}.old")
@@ -54,13 +55,13 @@ def replace_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(retired, ignore_errors=True)
 
 
-def _require_replaceable(target: Path) -> None:
+def _require_replaceable(target: Path, may_replace: Callable[[Path], bool]) -> None:
     try:
-        if target.is_dir() and (is_evidence(target) or not any(target.iterdir())):
+        if target.is_dir() and (not any(target.iterdir()) or may_replace(target)):
             return
         if target.exists():
-            kind = "a folder that is not evidence" if target.is_dir() else "not a folder"
-            raise InputError(f"{target}: in the way ({kind}); choose another --out")
+            kind = "a folder with other things in it" if target.is_dir() else "not a folder"
+            raise InputError(f"{target}: in the way ({kind}); name a new or an empty folder")
     except OSError as error:
         raise InputError(f"{target}: cannot be looked at: {error.strerror}") from error
 

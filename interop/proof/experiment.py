@@ -32,9 +32,9 @@ from interop.peers.weak import WeakServer
 from interop.proof import layout
 from interop.proof.application import Application
 from interop.proof.compromise import evaluate, observe_session
-from interop.proof.directory import replace_directory, write_secret
+from interop.proof.directory import whole_directory, write_secret
 from interop.proof.endpoints import AsyncioEndpoint, BlockingEndpoint
-from interop.proof.manifest import sign_manifest
+from interop.proof.manifest import is_evidence, sign_manifest
 from interop.proof.model import Replay, Report, Session, Skipped, Tally, failures, verdict_of
 from interop.proof.recording import SCENARIOS, SERVER_NAME, Scenario, ServerKind, record_session
 from interop.proof.replay import PACES, client_flight, replay_flight
@@ -69,7 +69,7 @@ def prove(out: Path, *, payload: bytes, handshakes: int, progress: Progress) -> 
     where `out` cannot be written; then, and on any other exception, `out` is as it was before.
     """
     with (
-        replace_directory(out) as directory,
+        whole_directory(out, may_replace=is_evidence) as directory,
         tempfile.TemporaryDirectory(prefix="pfs-prove-") as private,
     ):
         for folder in (layout.CAPTURES, layout.STOLEN, layout.CENSUS):

@@ -11,10 +11,11 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from interop.proof.attack import AttackedSession, AttackReport
     from interop.proof.model import Cell, Report
     from interop.proof.verification import Verification
 
-__all__ = ["print_report", "print_verification"]
+__all__ = ["print_attack", "print_report", "print_verification"]
 
 _CLOSED = Text("closed", style="green")
 _CONTROL = Text("OPENED", style="yellow")
@@ -49,7 +50,7 @@ def _matrix(report: Report) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("recorded session", no_wrap=True)
     for stolen in ("server key", "key store", "own secrets", "others' secrets"):
-        table.add_column(f"{stolen.replace(' ', chr(10))}", justify="center", no_wrap=True)
+        table.add_column(stolen.replace(" ", "\n"), justify="center", no_wrap=True)
     for session in report.sessions:
         cells = [cell for cell in report.cells if cell.session == session.name]
         own = f"session-secrets:{session.name}"
@@ -113,3 +114,36 @@ def print_verification(console: Console, verification: Verification) -> None:
         console.print("intact   every file is as it was signed; every verdict was recomputed")
     if verification.fingerprint:
         console.print(Text(f"signed   {verification.fingerprint}"), soft_wrap=True)
+
+
+def print_attack(console: Console, report: AttackReport) -> None:
+    """Print what came of attacking captures, two lines a session."""
+    capture = ""
+    for session in report.sessions:
+        if session.capture != capture:
+            capture = session.capture
+            console.print(Text(capture, style="bold"), soft_wrap=True)
+        console.print(_attacked(session), soft_wrap=True)
+    opened = sum(session.opened for session in report.sessions)
+    closed = len(report.sessions) - opened
+    console.print(f"{len(report.sessions)} TLS sessions: {opened} opened, {closed} closed")
+
+
+def _attacked(session: AttackedSession) -> Text:
+    names = (session.version or "no ServerHello", session.suite, session.group)
+    secrecy = {True: "forward secret", False: "NOT forward secret", None: ""}
+    facts = [name for name in (*names, secrecy[session.forward_secret]) if name]
+    if session.server_name:
+        facts.append(f"for {session.server_name}")
+    line = Text(f"{session.stream:>4}  {session.client} > {session.server}  {', '.join(facts)}\n")
+    if session.opened:
+        line.append(
+            f"      opened by {session.opened_by}: {session.client_bytes:,} bytes from the client, "
+            f"{session.server_bytes:,} from the server",
+            style="yellow",
+        )
+        if session.reason:
+            line.append(f"\n      in part: {session.reason}", style="yellow")
+    else:
+        line.append(f"      closed: {session.reason}", style="green")
+    return line
