@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import shutil
 import sqlite3
 import stat
 import threading
@@ -595,6 +596,23 @@ def test_a_thief_with_file_and_kek_gets_every_key_and_leaves_no_trace(
     assert isinstance(kept, ec.EllipticCurvePrivateKey)
     assert loot.read_bytes() == before
     assert names_in(tmp_path) == folder
+
+
+def test_a_plain_copy_of_a_closed_store_is_loot_too_and_is_not_changed(
+    path: Path, kek: FileKEK, tmp_path: Path
+) -> None:
+    """Unlike a snapshot, such a copy calls for a write-ahead log, which SQLite would then make."""
+    with KeyStore.create(path, kek) as store:
+        store.create_key("a", KeyType.ED25519)
+    folder = tmp_path / "loot"
+    folder.mkdir()
+    shutil.copy(path, folder / "copy.db")
+    before = (folder / "copy.db").read_bytes()
+    touched = folder.stat().st_mtime_ns
+    assert [one.name for one in unseal_every_private_key(folder / "copy.db", kek)] == ["a"]
+    assert (folder / "copy.db").read_bytes() == before
+    assert names_in(folder) == ["copy.db"]
+    assert folder.stat().st_mtime_ns == touched  # nor did anything come and go in between
 
 
 def test_a_thief_reads_a_live_store_too(path: Path, kek: FileKEK) -> None:
