@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from interop.capture.items import MAXIMUM_BLOCK_BYTES
 from interop.capture.packets import FragmentBuffer, parse_tcp
 from interop.capture.pcapng import (
+    CaptureItem,
     CaptureReader,
     DamagedBlock,
     DecryptionSecrets,
@@ -45,6 +46,7 @@ _GZIP_MAGIC: Final = b"\x1f\x8b"
 _PROBLEMS_NAMED: Final = 20
 _SECTION_MARKS: Final = b"\x0a\x0d\x0d\x0a\x4d\x3c\x2b\x1a"  # block type, byte order
 _SECTION_HEAD_BYTES: Final = 12
+_INTERFACE_MARK: Final = b"\1\0\0\0"
 
 
 class CaptureProblem(NamedTuple):
@@ -95,10 +97,11 @@ class _Reading:
 
     def feed(self, chunk: bytes | CaptureProblem) -> list[CaptureEvent]:
         """Return the events of a chunk; after damage that ends the reading, there are none."""
-        events: list[CaptureEvent] = []
         if self._broken_off:
-            return events
+            return []
         if isinstance(chunk, CaptureProblem):
+            if not self._reader.format:
+                raise NotACapture(chunk.message, offset=0, path="capture")
             self._broken_off = True
             return [chunk]
         try:
@@ -108,6 +111,10 @@ class _Reading:
         except DissectError as error:
             self._broken_off = True
             return [CaptureProblem(None, str(error))]
+        return self._events(items)
+
+    def _events(self, items: list[CaptureItem]) -> list[CaptureEvent]:
+        events: list[CaptureEvent] = []
         fragments, feed = self._fragments, self._reassembler.feed
         for item in items:
             if isinstance(item, Packet):
@@ -229,14 +236,13 @@ def embed_secrets(source: Path | str, target: Path | str, key_log: bytes) -> Non
     """
     source, target = Path(source), Path(target)
     with _open_capture(source) as file:
-        head = file.read(_SECTION_HEAD_BYTES)
-        length = int.from_bytes(head[4:8], "little")
-        if head[:4] + head[8:] != _SECTION_MARKS or not 0 < length <= MAXIMUM_BLOCK_BYTES:
+        head = _blocks_before_packets(file)
+        if head is None:
             raise InputError(f"{source}: not a little-endian pcapng file; editcap makes one of it")
         descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
             with os.fdopen(descriptor, "wb") as output:
-                output.write(head + file.read(length - len(head)))
+                output.write(head)
                 output.write(PcapngWriter().secrets(key_log))
                 shutil.copyfileobj(file, output, _CHUNK_BYTES)
                 output.flush()
@@ -245,3 +251,24 @@ def embed_secrets(source: Path | str, target: Path | str, key_log: bytes) -> Non
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def _blocks_before_packets(file: io.BufferedReader) -> bytes | None:
+    """Read the section header and the interface descriptions that follow it at once.
+
+    Wireshark's own tools look for interfaces before anything else, and give up on a file that
+    has secrets there. None is returned for what is not little-endian pcapng.
+    """
+    blocks = [file.read(_SECTION_HEAD_BYTES)]
+    if blocks[0][:4] + blocks[0][8:] != _SECTION_MARKS:
+        return None
+    length = int.from_bytes(blocks[0][4:8], "little") - _SECTION_HEAD_BYTES
+    while 0 <= length <= MAXIMUM_BLOCK_BYTES:
+        blocks.append(file.read(length))
+        following = file.peek(8)[:8]
+        if not following.startswith(_INTERFACE_MARK):
+            return b"".join(blocks)
+        length = int.from_bytes(following[4:], "little")
+        if not length:
+            return None
+    return None

@@ -30,7 +30,7 @@ MAXIMUM_BLOCK_BYTES: Final = 16 * 1024 * 1024
 """Longest block, or classic packet, that is believed."""
 
 
-class NotACapture(DissectError):  # noqa: N818 - reads as the sentence it reports
+class NotACapture(DissectError):
     """The bytes are neither pcapng nor classic pcap; the message says what they are, if known."""
 
 

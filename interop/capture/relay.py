@@ -11,7 +11,9 @@ the same for FIN, RST and the handshake.
 
 *Backpressure.* An end is read only while nothing waits to be sent to its peer, so that one read
 at most is held for each direction. An end that hung up or failed is read to the end at once,
-whatever waits: its bytes did arrive, and the kernel's buffer bounds them.
+whatever waits: its bytes did arrive, and the kernel's buffer bounds them. (A RST that comes
+while that buffer is full lies outside the receive window, and the kernel drops it; it comes
+again when there is room. So it does between two ends without a relay.)
 
 *Ends.* End of file is recorded as FIN, and passed on as a half-close after the bytes before it.
 A reset is recorded as RST, and passed on by closing the other socket with a linger time of
