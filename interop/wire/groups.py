@@ -115,6 +115,10 @@ _HYBRIDS = {
 }
 
 
+# TLS 1.2 peers may still agree on compressed points (RFC 4492 section 5.1.2).
+_POINT_FORMS = (PublicFormat.UncompressedPoint, PublicFormat.CompressedPoint)
+
+
 class NoSharedSecret(Exception):  # noqa: N818 - a result on its way to becoming a sentence
     """Why the shared secret cannot be computed, in one clause."""
 
@@ -125,18 +129,20 @@ class EphemeralKeys:
     def __init__(self, keys: Iterable[EphemeralPrivateKey] = ()) -> None:
         self._by_public: dict[bytes, EphemeralPrivateKey] = {}
         self._finite_field: dict[int, FiniteFieldPrivateKey] = {}
+        self._count = 0
         for key in keys:
+            self._count += 1
             if isinstance(key, FiniteFieldPrivateKey):
                 self._finite_field[key.public] = key
             elif isinstance(key, ec.EllipticCurvePrivateKey):
                 public = key.public_key()
-                point = public.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-                self._by_public[point] = key
+                for form in _POINT_FORMS:
+                    self._by_public[public.public_bytes(Encoding.X962, form)] = key
             else:
                 self._by_public[key.public_key().public_bytes_raw()] = key
 
     def __len__(self) -> int:
-        return len(self._by_public) + len(self._finite_field)
+        return self._count
 
     def __repr__(self) -> str:
         return f"EphemeralKeys({len(self)} keys)"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from interop.wire.handshake import MessageAssembler
 from interop.wire.material import Undecryptable
+from interop.wire.record import HEADER_LENGTH
 
 if TYPE_CHECKING:
     from interop.wire.material import Direction
@@ -30,6 +31,7 @@ class Half:
         self.direction = direction
         self.assembler = MessageAssembler(handshake_limit_bytes)
         self.pending = bytearray()
+        self.awaited_bytes = 0  # until `pending` is this long, there is nothing to do
         self.waiting_for_type: int | None = None  # of the record that must wait
         self.recognised = False  # whether its first bytes proved to be TLS
         self.opener: RecordOpener | None = None  # set while application data may come in runs
@@ -58,9 +60,22 @@ class Half:
             self.closed = Undecryptable(reason)
         self.opener = None
 
+    def hold(self, view: memoryview) -> None:
+        """Keep bytes; of a partial record, note how long it will be."""
+        self.pending += view
+        if len(self.pending) >= HEADER_LENGTH and not self.waiting:
+            length = int.from_bytes(self.pending[HEADER_LENGTH - 2 : HEADER_LENGTH], "big")
+            self.awaited_bytes = HEADER_LENGTH + length
+
+    def take_pending(self) -> memoryview:
+        """Give all bytes kept, and keep none."""
+        pending, self.pending = self.pending, bytearray()
+        self.awaited_bytes = 0
+        return memoryview(pending)
+
     def end(self, reason: str) -> None:
         """Stop reading this direction altogether."""
         self.close(reason)
         self.ended = True
         self.waiting_for_type = None
-        self.pending = bytearray()
+        self.take_pending()

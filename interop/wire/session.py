@@ -147,7 +147,9 @@ class TLSSession(SessionFacts):
         """
         recovered: Recovered = []
         half = self._halves[direction]
-        if not half.ended:
+        if len(half.pending) + len(data) < half.awaited_bytes:
+            half.pending += data
+        elif not half.ended:
             self._take(half, memoryview(data), recovered)
             self._settle(recovered)
         return recovered
@@ -189,8 +191,7 @@ class TLSSession(SessionFacts):
                 if kind is None or self._must_wait(half, kind):
                     continue
                 half.waiting_for_type = None
-                held, half.pending = half.pending, bytearray()
-                self._resume(half, memoryview(bytes(held)), recovered)
+                self._resume(half, half.take_pending(), recovered)
                 progress = True
 
     def _resume(self, half: Half, view: memoryview, recovered: Recovered) -> None:
@@ -226,7 +227,7 @@ class TLSSession(SessionFacts):
                 "tell first"
             )
             return
-        half.pending += view
+        half.hold(view)
 
     def _damaged(self, half: Half, error: DissectError) -> None:
         if self.damage is None:
@@ -252,18 +253,18 @@ class TLSSession(SessionFacts):
     def _complete_record(self, half: Half, view: memoryview, recovered: Recovered) -> memoryview:
         """Add what completes the partial record, and no more; give the rest of the view."""
         while half.pending and view:
-            pending = half.pending
-            wanted = HEADER_LENGTH
-            if header := read_header(memoryview(bytes(pending[:5])), 0, self._record_limit):
-                wanted += header[2]
-            taken = view[: wanted - len(pending)]
-            pending += taken
-            view = view[len(taken) :]
-            if wanted == HEADER_LENGTH or len(pending) < wanted:
+            wanted = half.awaited_bytes or HEADER_LENGTH
+            taken = max(wanted - len(half.pending), 0)
+            half.hold(view[:taken])
+            view = view[taken:]
+            if len(half.pending) < HEADER_LENGTH:
                 continue
-            half.pending = bytearray()
-            if not self._read(half, memoryview(bytes(pending)), recovered):
-                half.pending = pending
+            read_header(memoryview(half.pending), 0, self._record_limit)  # is it one at all?
+            if len(half.pending) < half.awaited_bytes:
+                continue
+            record = half.take_pending()
+            if not self._read(half, record, recovered):
+                half.pending += record
                 self._hold(half, view)
                 return view[:0]
         return view

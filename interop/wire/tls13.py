@@ -311,9 +311,9 @@ class TLS13Engine(Engine):
             refuse("a handshake message spans a change of keys", "handshake")
         half.opener = None
         side.move_to(to)
-        epoch = side.epoch
-        if epoch.missing:
-            half.close(epoch.missing)
+        ahead = side.epochs[side.index :]
+        if all(epoch.missing is not None for epoch in ahead):
+            half.close(ahead[0].missing or "")
 
     def _take_post_handshake(self, half: Half, side: Side, kind: int, message: bytes) -> None:
         if kind == HandshakeType.KEY_UPDATE:
