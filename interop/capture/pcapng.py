@@ -166,7 +166,7 @@ class CaptureReader:
         if len(self._pending) + len(chunk) < self._needed:
             self._pending += chunk
             return []
-        data = memoryview(bytes(self._pending) + chunk if self._pending else chunk)
+        data = memoryview(b"".join((self._pending, chunk)) if self._pending else chunk)
         items: list[CaptureItem] = []
         position = 0
         try:
@@ -279,6 +279,8 @@ class CaptureReader:
             return 0
         if self._layouts.word(data, position + length - 4)[0] != length:
             raise self._bad_trailer(position)
+        if kind == _INTERFACE_DESCRIPTION and len(self._interfaces) >= _MAXIMUM_INTERFACES:
+            raise self._error("too many interfaces", position, "interface_description")
         read = self._BLOCK_READERS.get(kind)
         if read is not None:
             body = data[position + 8 : position + length - 4]
@@ -304,8 +306,6 @@ class CaptureReader:
 
     def _read_interface(self, body: memoryview) -> None:
         link_type, snapshot_length = self._layouts.interface(body, 0)
-        if len(self._interfaces) >= _MAXIMUM_INTERFACES:
-            raise DissectError("too many interfaces", offset=0, path="interface_description")
         multiplier, divisor, offset_ns = 1000, 1, 0  # microseconds, unless said otherwise
         for code, value in self._options(body[8:]):
             if code == _INTERFACE_RESOLUTION and len(value) == 1:

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.peers
 C2S, S2C = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
 RESET_ON_CLOSE = bytes([1, 0, 0, 0, 0, 0, 0, 0])
 SUSPICIOUS = (
-    "_ws.malformed || _ws.expert.severity >= warn || tcp.analysis.flags || "
+    "_ws.malformed || _ws.expert.severity >= warning || tcp.analysis.flags || "
     "ip.checksum.status == 0 || tcp.checksum.status != 1"
 )
 
