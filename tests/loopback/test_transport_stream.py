@@ -1,0 +1,421 @@
+"""The asyncio engine: the shape of asyncio's streams, cancellation, back-pressure and endings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import socket
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import transport
+from transport import (
+    AlertReceived,
+    APIMisuse,
+    CertificateRejected,
+    TLSStream,
+    TruncatedStream,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+DEADLINE_SECONDS = 20.0
+
+
+@asynccontextmanager
+async def two_ends(identities: Any, **options: Any) -> AsyncIterator[tuple[TLSStream, TLSStream]]:
+    """Yield a client's and a server's stream; the server's handler lasts as long as the block."""
+    streams: asyncio.Queue[TLSStream] = asyncio.Queue()
+    over = asyncio.Event()
+
+    async def handle(stream: TLSStream) -> None:
+        await streams.put(stream)
+        await over.wait()
+
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        async with await transport.start_server(
+            handle, "127.0.0.1", 0, credential=identities.ec, **options
+        ) as server:
+            client = await transport.open_connection(
+                *server.sockets[0].getsockname(), trust_anchors=identities.anchors, **options
+            )
+            async with client:
+                try:
+                    yield client, await streams.get()
+                finally:
+                    over.set()
+
+
+async def test_the_reading_calls(identities: Any) -> None:
+    async with two_ends(identities) as (client, server):
+        await server.send_all(b"one\ntwo\nthree--four")
+        assert await client.readline() == b"one\n"
+        assert await client.readuntil(b"\n") == b"two\n"
+        assert await client.readuntil(b"--") == b"three--"
+        assert await client.readexactly(2) == b"fo"
+        assert await client.read(0) == b""
+        assert await client.readexactly(0) == b""
+        assert await client.read(100) == b"ur"
+        assert not client.at_eof()
+        server.write(b"last")
+        server.write_eof()
+        assert await client.readline() == b"last"
+        assert await client.read() == b""
+        assert client.at_eof()
+        with pytest.raises(asyncio.IncompleteReadError):
+            await client.readexactly(1)
+        with pytest.raises(asyncio.IncompleteReadError):
+            await client.readuntil()
+        with pytest.raises(ValueError, match="less than zero"):
+            await client.readexactly(-1)
+        with pytest.raises(ValueError, match="at least one-byte"):
+            await client.readuntil(b"")
+
+
+async def test_a_separator_across_two_records_is_found(identities: Any) -> None:
+    async with two_ends(identities) as (client, server):
+        await server.send_all(b"first\r")
+        await server.send_all(b"\nsecond")
+        assert await client.readuntil(b"\r\n") == b"first\r\n"
+        assert await client.readexactly(6) == b"second"
+
+
+async def test_a_line_without_end_is_bounded(identities: Any) -> None:
+    async with two_ends(identities, limit_bytes=1000) as (client, server):
+        await server.send_all(bytes(3000))
+        with pytest.raises(asyncio.LimitOverrunError):
+            await client.readline()
+        assert await client.readexactly(3000) == bytes(3000)
+
+
+async def test_small_writes_of_one_turn_make_one_record(identities: Any) -> None:
+    async with two_ends(identities) as (client, server):
+        for number in range(100):
+            client.write(bytes([number]))
+        await client.drain()
+        assert await server.read(1 << 16) == bytes(range(100))
+        client.writelines([b"a", b"b"])  # sent without drain, too
+        assert await server.readexactly(2) == b"ab"
+
+
+async def test_writing_keeps_what_a_caller_then_changes(identities: Any) -> None:
+    async with two_ends(identities) as (client, server):
+        data = bytearray(b"x" * (8 << 20))
+        client.write(data)
+        data[:] = bytes(len(data))
+        assert await server.readexactly(8 << 20) == b"x" * (8 << 20)
+
+
+async def test_both_directions_at_once(identities: Any) -> None:
+    payload = os.urandom(4 << 20)
+    async with two_ends(identities) as (client, server):
+        _, _, left, right = await asyncio.gather(
+            client.send_all(payload),
+            server.send_all(payload),
+            client.readexactly(len(payload)),
+            server.readexactly(len(payload)),
+        )
+        assert left == right == payload
+
+
+async def test_drain_waits_for_a_peer_that_does_not_read(identities: Any) -> None:
+    async with two_ends(identities) as (client, server):
+        client.write(bytes(32 << 20))
+        drain = asyncio.create_task(client.drain())
+        done, _ = await asyncio.wait([drain], timeout=0.2)
+        assert not done
+        assert await server.readexactly(32 << 20) == bytes(32 << 20)
+        await drain
+
+
+async def test_a_cancelled_read_loses_nothing(identities: Any) -> None:
+    async with two_ends(identities) as (client, server):
+        for call in (client.readexactly(8), client.readuntil(b"!"), client.read(), client.read(8)):
+            await server.send_all(b"half")
+            reading = asyncio.create_task(call)
+            await asyncio.wait([reading], timeout=0.05)
+            reading.cancel()
+            await asyncio.wait([reading])
+            if reading.cancelled():
+                await server.send_all(b"-more")
+                assert await client.readexactly(9) == b"half-more"
+            else:
+                assert reading.result() == b"half"
+
+
+async def test_a_cancelled_drain_loses_nothing(identities: Any) -> None:
+    payload = os.urandom(16 << 20)
+    async with two_ends(identities) as (client, server):
+        sending = asyncio.create_task(client.send_all(payload))
+        await asyncio.wait([sending], timeout=0.05)
+        sending.cancel()
+        await asyncio.wait([sending])
+        assert sending.cancelled()
+        client.write(b"after")
+        assert await server.readexactly(len(payload)) == payload
+        assert await server.readexactly(5) == b"after"
+
+
+async def test_two_readers_are_refused(identities: Any) -> None:
+    async with two_ends(identities) as (client, server):
+        first = asyncio.create_task(client.read(1))
+        await asyncio.sleep(0)
+        with pytest.raises(APIMisuse, match="two tasks"):
+            await client.read(1)
+        await server.send_all(b"x")
+        assert await first == b"x"
+
+
+async def test_half_close(identities: Any) -> None:
+    async with two_ends(identities) as (client, server):
+        assert client.can_write_eof()
+        client.write(b"question")
+        client.write_eof()
+        client.write_eof()
+        assert await server.read() == b"question"
+        await server.send_all(b"answer")
+        assert await client.readexactly(6) == b"answer"
+        with pytest.raises(APIMisuse, match="ended its data"):
+            client.write(b"more")
+
+
+async def test_close_sends_what_is_queued(identities: Any) -> None:
+    payload = os.urandom(8 << 20)
+    async with two_ends(identities) as (client, server):
+        client.write(payload)
+        client.close()
+        client.close()
+        assert client.is_closing()
+        assert await server.read() == payload
+        await client.wait_closed()
+        with pytest.raises(APIMisuse):
+            client.write(b"x")
+        with pytest.raises(APIMisuse, match="closed"):
+            await client.read(1)
+
+
+async def test_close_is_bounded_with_a_peer_that_takes_nothing(identities: Any) -> None:
+    async with two_ends(identities, shutdown_timeout_seconds=0.1) as (client, server):
+        client.write(bytes(64 << 20))
+        started = time.monotonic()
+        client.close()
+        await client.wait_closed()
+        assert time.monotonic() - started < DEADLINE_SECONDS / 2
+        with pytest.raises(TruncatedStream):
+            await server.read()
+
+
+async def test_abort_is_a_truncation(identities: Any) -> None:
+    async with two_ends(identities) as (client, server):
+        await client.send_all(b"half")
+        client.abort()
+        client.abort()
+        await client.wait_closed()
+        assert await server.readexactly(4) == b"half"
+        with pytest.raises(TruncatedStream):
+            await server.read(1)
+        with pytest.raises(TruncatedStream):  # it stays one
+            await server.read(1)
+
+
+async def test_closing_wakes_a_reader(identities: Any) -> None:
+    async with two_ends(identities) as (client, _server):
+        reading = asyncio.create_task(client.read(1))
+        await asyncio.sleep(0)
+        client.close()
+        with pytest.raises(APIMisuse, match="closed"):
+            await reading
+
+
+async def test_a_peer_that_vanished_fails_the_writer(identities: Any) -> None:
+    async with two_ends(identities) as (client, server):
+        server.abort()
+        await server.wait_closed()
+        with pytest.raises(OSError, match=r"close|reset|pipe"):
+            await client.send_all(bytes(64 << 20))
+        with pytest.raises(OSError, match=r"close|reset|pipe"):
+            client.write(b"x")
+        with pytest.raises(OSError, match=r"close|reset|pipe"):
+            await client.drain()
+
+
+async def test_what_is_known_of_a_stream(identities: Any) -> None:
+    async with two_ends(identities) as (client, server):
+        assert client.get_extra_info("peername") == server.get_extra_info("sockname")
+        assert client.get_extra_info("negotiated") is client.negotiated
+        assert isinstance(client.get_extra_info("socket"), socket.socket)
+        assert client.get_extra_info("no such thing", "default") == "default"
+        assert client.export_keying_material(
+            "EXPERIMENTAL test", 32
+        ) == server.export_keying_material("EXPERIMENTAL test", 32)
+        assert "open" in repr(client)
+        client.abort()
+        assert client.get_extra_info("peername") is None
+
+
+async def test_the_handler_is_not_called_without_a_checked_handshake(identities: Any) -> None:
+    calls: list[TLSStream] = []
+    failures: asyncio.Queue[OSError] = asyncio.Queue()
+
+    async def handle(stream: TLSStream) -> None:
+        calls.append(stream)
+
+    async with await transport.start_server(
+        handle,
+        "127.0.0.1",
+        0,
+        credential=identities.ec,
+        client_anchors=identities.anchors,
+        on_handshake_failure=lambda _address, error: failures.put_nowait(error),
+    ) as server:
+        address = server.sockets[0].getsockname()
+        stranger = await transport.open_connection(
+            *address, trust_anchors=identities.anchors, credential=identities.foreign
+        )
+        with pytest.raises(AlertReceived):
+            await stranger.read(1)
+        stranger.close()
+        assert isinstance(await failures.get(), CertificateRejected)
+        assert not calls
+        async with await transport.open_connection(
+            *address, trust_anchors=identities.anchors, credential=identities.rsa
+        ) as friend:
+            assert await friend.read() == b""
+        assert len(calls) == 1
+
+
+async def test_a_handler_that_raises_aborts_and_is_reported(identities: Any) -> None:
+    reported: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _loop, context: reported.put_nowait(context)
+    )
+
+    async def handle(stream: TLSStream) -> None:
+        await stream.send_all(b"half")
+        raise ZeroDivisionError
+
+    async with await transport.start_server(
+        handle, "127.0.0.1", 0, credential=identities.ec
+    ) as server:
+        client = await transport.open_connection(
+            *server.sockets[0].getsockname(), trust_anchors=identities.anchors
+        )
+        with pytest.raises(TruncatedStream):
+            await client.read()
+        client.close()
+    assert isinstance((await reported.get())["exception"], ZeroDivisionError)
+
+
+async def test_leaving_a_server_cancels_handlers_that_do_not_end(identities: Any) -> None:
+    cancelled = asyncio.Event()
+
+    async def handle(_stream: TLSStream) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    async with await transport.start_server(
+        handle, "127.0.0.1", 0, credential=identities.ec, shutdown_timeout_seconds=0.1
+    ) as server:
+        assert server.is_serving()
+        client = await transport.open_connection(
+            *server.sockets[0].getsockname(), trust_anchors=identities.anchors
+        )
+        address = server.sockets[0].getsockname()
+    assert cancelled.is_set()
+    assert not server.is_serving()
+    assert server.sockets == ()
+    with pytest.raises(TruncatedStream):
+        await client.read()
+    client.close()
+    with pytest.raises(ConnectionRefusedError):
+        await transport.open_connection(*address, trust_anchors=identities.anchors)
+
+
+async def test_both_families_of_a_name_are_served(identities: Any) -> None:
+    async def handle(stream: TLSStream) -> None:
+        await stream.send_all(b"hello")
+
+    async with await transport.start_server(
+        handle, "localhost", 0, credential=identities.ec
+    ) as server:
+        for listener in server.sockets:
+            host, port = listener.getsockname()[:2]
+            async with await transport.open_connection(
+                host, port, trust_anchors=identities.anchors, server_hostname="localhost"
+            ) as client:
+                assert await client.read() == b"hello"
+
+
+async def test_a_name_without_address_is_an_error(identities: Any) -> None:
+    with pytest.raises(OSError, match=r"(?i)name|address"):
+        await transport.open_connection(
+            "no-such-host.invalid", 443, trust_anchors=identities.anchors
+        )
+
+
+async def test_a_cancelled_handshake_closes_the_connection(identities: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        connecting = asyncio.create_task(
+            transport.open_connection(*silent.getsockname(), trust_anchors=identities.anchors)
+        )
+        far, _ = await asyncio.to_thread(silent.accept)
+        await asyncio.to_thread(far.recv, 1)
+        connecting.cancel()
+        await asyncio.wait([connecting])
+        assert connecting.cancelled()
+        far.settimeout(DEADLINE_SECONDS)
+        with far:
+            while far.recv(1 << 16):
+                pass
+
+
+class Noticing(logging.Handler):
+    """Sets an event for the first record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noticed = asyncio.Event()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+        self.noticed.set()
+
+
+async def test_running_out_of_descriptors_pauses_accepting(identities: Any) -> None:
+    async def handle(stream: TLSStream) -> None:
+        await stream.send_all(b"served")
+
+    noticing = Noticing()
+    logger = logging.getLogger("transport.stream")
+    logger.addHandler(noticing)
+    try:
+        async with await transport.start_server(
+            handle, "127.0.0.1", 0, credential=identities.ec
+        ) as server:
+            address = server.sockets[0].getsockname()
+            client = socket.create_connection(address)
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            # As many as are open now: the accept that is due finds none left.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 1, limits[1]))
+            try:
+                await asyncio.wait_for(noticing.noticed.wait(), DEADLINE_SECONDS)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            assert len(noticing.messages) == 1
+            assert "accepting pauses" in noticing.messages[0]
+            client.close()
+            async with await transport.open_connection(
+                *address, trust_anchors=identities.anchors
+            ) as later:
+                assert await later.read() == b"served"
+    finally:
+        logger.removeHandler(noticing)
