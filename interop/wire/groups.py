@@ -119,7 +119,7 @@ _HYBRIDS = {
 _POINT_FORMS = (PublicFormat.UncompressedPoint, PublicFormat.CompressedPoint)
 
 
-class NoSharedSecret(Exception):  # noqa: N818 - a result on its way to becoming a sentence
+class NoSharedSecret(Exception):
     """Why the shared secret cannot be computed, in one clause."""
 
 

@@ -44,7 +44,7 @@ class KeyLogProblem:
     reason: str
 
 
-class _Damaged(Exception):  # noqa: N818 - never leaves this module
+class _Damaged(Exception):
     """Why a line cannot be used."""
 
 

@@ -68,7 +68,7 @@ class _Candidate(NamedTuple):
         return f"_Candidate({self.source})"
 
 
-class _Missing(Exception):  # noqa: N818 - never leaves this module
+class _Missing(Exception):
     """Why no main secret can be had."""
 
 

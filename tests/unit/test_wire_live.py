@@ -7,13 +7,13 @@ recording and one kind of stolen secret, and compares what it recovers with what
 from __future__ import annotations
 
 import contextlib
-import datetime
+import datetime as dt
 import errno
 import random
 import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from typing import TYPE_CHECKING
 
 import pytest
 from cryptography import x509
@@ -28,6 +28,9 @@ from interop.wire.key_log import KeyLog
 from interop.wire.registry import HandshakeType, NamedGroup, ProtocolVersion
 from interop.wire.session import Direction, KeyMaterial, TLSSession
 from interop.wire.suites import CipherSuite
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 with warnings.catch_warnings():  # it imports asyncore, which Python is giving up
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -58,10 +61,10 @@ def private_key(kind: str) -> PrivateKey:
 def certificate(kind: str) -> x509.Certificate:
     key = private_key(kind)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{kind} peer")])
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     builder = x509.CertificateBuilder(name, name, key.public_key(), 1)
-    builder = builder.not_valid_before(now - datetime.timedelta(hours=1))
-    return builder.not_valid_after(now + datetime.timedelta(hours=1)).sign(key, hashes.SHA256())
+    builder = builder.not_valid_before(now - dt.timedelta(hours=1))
+    return builder.not_valid_after(now + dt.timedelta(hours=1)).sign(key, hashes.SHA256())
 
 
 @dataclass

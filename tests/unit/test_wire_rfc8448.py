@@ -6,6 +6,7 @@ import hmac
 import tomllib
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, x25519
@@ -13,13 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interop.wire import key_schedule
-from interop.wire.groups import EphemeralPrivateKey
 from interop.wire.handshake import parse_client_hello
 from interop.wire.key_log import KeyLog
 from interop.wire.protection import TLS13Opener
 from interop.wire.registry import AlertDescription, ContentType, HandshakeType, NamedGroup
 from interop.wire.session import Direction, KeyMaterial, TLSSession
 from interop.wire.suites import CipherSuite, parameters_of
+
+if TYPE_CHECKING:
+    from interop.wire.groups import EphemeralPrivateKey
 
 CLIENT, SERVER = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
 SIDES = {"client": CLIENT, "server": SERVER}

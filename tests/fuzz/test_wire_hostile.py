@@ -1,0 +1,457 @@
+"""Hostile recordings: any bytes give a value, and plaintext is true or absent, never wrong.
+
+Each property runs a little in the plain tests and long under ``-m fuzz``.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa, x25519
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from interop.errors import DissectError
+from interop.wire import handshake as hs
+from interop.wire.key_log import KeyLog
+from interop.wire.key_schedule import next_traffic_secret, traffic_keys
+from interop.wire.prf import key_block
+from interop.wire.registry import HandshakeType
+from interop.wire.session import Direction, KeyMaterial, TLSSession
+from interop.wire.suites import KeyExchange
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CLIENT, SERVER = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
+VECTORS = Path(__file__).parents[1] / "vectors" / "rfc8448"
+
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+LONG = settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+class Recorded(NamedTuple):
+    """A session as recorded, the keys that open it, and what it truly carries."""
+
+    pieces: tuple[tuple[Direction, bytes], ...]
+    keys: KeyMaterial
+    truth: dict[Direction, bytes]
+
+
+def as_record(content_type: int, fragment: bytes) -> bytes:
+    return bytes((content_type, 3, 3)) + len(fragment).to_bytes(2, "big") + fragment
+
+
+def rfc8448(section: int) -> Recorded:
+    (path,) = VECTORS.glob(f"section-{section}-*.toml")
+    data = tomllib.loads(path.read_text())
+    names = {"client": CLIENT, "server": SERVER}
+    private = x25519.X25519PrivateKey.from_private_bytes(
+        bytes.fromhex(data["private_keys"]["client_x25519"])
+    )
+    psk = data["private_keys"].get("pre_shared_key")
+    sent = {name: bytes.fromhex(value) for name, value in data["application_data"].items()}
+    return Recorded(
+        tuple((names[r["sender"]], bytes.fromhex(r["bytes"])) for r in data["records"]),
+        KeyMaterial(
+            ephemeral_private_keys=(private,),
+            pre_shared_keys=(bytes.fromhex(psk),) if psk else (),
+        ),
+        {CLIENT: sent.get("early", b"") + sent["client"], SERVER: sent["server"]},
+    )
+
+
+def protect13(secret: bytes, inners: list[bytes]) -> list[bytes]:
+    key, iv = traffic_keys("sha256", secret, 16)
+    records = []
+    for sequence, inner in enumerate(inners):
+        nonce = (int.from_bytes(iv, "big") ^ sequence).to_bytes(12, "big")
+        header = b"\x17\x03\x03" + (len(inner) + 16).to_bytes(2, "big")
+        records.append(header + AESGCM(key).encrypt(nonce, inner, header))
+    return records
+
+
+def long_tls13() -> Recorded:
+    """A TLS 1.3 session with many records, padding, alerts and key updates."""
+    numbers = random.Random(9846)
+    hello = as_record(22, client_hello_of(numbers, b"\x13\x01"))
+    answer = as_record(22, server_hello_of(numbers, b"\x13\x01", tls13=True))
+    secrets = {
+        label: numbers.randbytes(32)
+        for label in (
+            "CLIENT_HANDSHAKE_TRAFFIC_SECRET",
+            "SERVER_HANDSHAKE_TRAFFIC_SECRET",
+            "CLIENT_TRAFFIC_SECRET_0",
+            "SERVER_TRAFFIC_SECRET_0",
+        )
+    }
+    finished = b"\x14\0\0\x20" + numbers.randbytes(32)
+    flights = {
+        CLIENT: protect13(secrets["CLIENT_HANDSHAKE_TRAFFIC_SECRET"], [finished + b"\x16"]),
+        SERVER: protect13(
+            secrets["SERVER_HANDSHAKE_TRAFFIC_SECRET"],
+            [b"\x08\0\0\x02\0\0\x16", finished[:9] + b"\x16", finished[9:] + b"\x16" + bytes(9)],
+        ),
+    }
+    truth = {}
+    for way, label in ((CLIENT, "CLIENT_TRAFFIC_SECRET_0"), (SERVER, "SERVER_TRAFFIC_SECRET_0")):
+        secret, sent = secrets[label], b""
+        for _ in range(3):
+            chunks = [numbers.randbytes(numbers.randrange(0, 400)) for _ in range(6)]
+            inners = [chunk + b"\x17" + bytes(numbers.randrange(3)) for chunk in chunks]
+            flights[way] += protect13(secret, [*inners, b"\x18\0\0\x01\0\x16"])
+            sent += b"".join(chunks)
+            secret = next_traffic_secret("sha256", secret)
+        flights[way] += protect13(secret, [b"\x01\0\x15"])
+        truth[way] = sent
+    pieces = ((CLIENT, hello), (SERVER, answer))
+    mixed = [(way, piece) for way in (SERVER, CLIENT) for piece in flights[way]]
+    keys = KeyMaterial(key_log=KeyLog({hello[11:43]: secrets}))
+    return Recorded((*pieces, *mixed), keys, truth)
+
+
+def client_hello_of(numbers: random.Random, suite: bytes) -> bytes:
+    extensions = b"\0\x2b\0\x03\x02\x03\x04" + b"\0\x33\0\x26\0\x24\0\x1d\0\x20"
+    extensions += numbers.randbytes(32)
+    body = b"\x03\x03" + numbers.randbytes(32) + b"\0" + b"\0\x02" + suite + b"\x01\0"
+    body += len(extensions).to_bytes(2, "big") + extensions
+    return b"\x01" + len(body).to_bytes(3, "big") + body
+
+
+def server_hello_of(numbers: random.Random, suite: bytes, *, tls13: bool) -> bytes:
+    extensions = b"\0\x2b\0\x02\x03\x04\0\x33\0\x24\0\x1d\0\x20" + numbers.randbytes(32)
+    if not tls13:
+        extensions = b""
+    body = b"\x03\x03" + numbers.randbytes(32) + b"\0" + suite + b"\0"
+    body += len(extensions).to_bytes(2, "big") + extensions
+    return b"\x02" + len(body).to_bytes(3, "big") + body
+
+
+def long_tls12() -> Recorded:
+    """A TLS 1.2 session with ECDHE and GCM, opened by its main secret."""
+    numbers = random.Random(5246)
+    suite = b"\xc0\x2f"
+    hello = as_record(22, client_hello_of(numbers, suite))
+    answer = server_hello_of(numbers, suite, tls13=False)
+    exchange = b"\x03\0\x1d\x20" + numbers.randbytes(32) + b"\x08\x04\0\x04abcd"
+    exchange = b"\x0c" + len(exchange).to_bytes(3, "big") + exchange
+    server = as_record(22, answer + exchange + b"\x0e\0\0\0")
+    client = as_record(22, b"\x10\0\0\x21\x20" + numbers.randbytes(32))
+    main = numbers.randbytes(48)
+    block = key_block(
+        "sha256",
+        main,
+        hello[11:43],
+        answer[6:38],
+        mac_key_length=0,
+        key_length=16,
+        iv_length=4,
+    )
+    change = b"\x14\x03\x03\0\x01\x01"
+    flights, truth = {}, {}
+    for way, key, iv in (
+        (CLIENT, block.client_key, block.client_iv),
+        (SERVER, block.server_key, block.server_iv),
+    ):
+        chunks = [numbers.randbytes(numbers.randrange(0, 400)) for _ in range(12)]
+        contents = [(22, b"\x14\0\0\x0c" + bytes(12)), *((23, c) for c in chunks), (21, b"\1\0")]
+        records = [change]
+        for sequence, (kind, content) in enumerate(contents):
+            explicit = numbers.randbytes(8)
+            header = sequence.to_bytes(8, "big") + bytes((kind, 3, 3))
+            header += len(content).to_bytes(2, "big")
+            sealed = AESGCM(key).encrypt(iv + explicit, content, header)
+            records.append(as_record(kind, explicit + sealed))
+        flights[way] = records
+        truth[way] = b"".join(chunks)
+    pieces = [(CLIENT, hello), (SERVER, server), (CLIENT, client)]
+    pieces += [(way, piece) for way in (CLIENT, SERVER) for piece in flights[way]]
+    return Recorded(
+        tuple(pieces), KeyMaterial(key_log=KeyLog({hello[11:43]: {"CLIENT_RANDOM": main}})), truth
+    )
+
+
+@cache
+def corpus() -> tuple[Recorded, ...]:
+    return (rfc8448(3), rfc8448(4), rfc8448(6), rfc8448(7), long_tls13(), long_tls12())
+
+
+def run(session: TLSSession, pieces: list[tuple[Direction, bytes]]) -> dict[Direction, bytes]:
+    recovered = {CLIENT: bytearray(), SERVER: bytearray()}
+    for direction, data in pieces:
+        for way, plaintext in session.feed(direction, data):
+            recovered[way] += plaintext
+    for way, plaintext in session.finish():
+        recovered[way] += plaintext
+    return {way: bytes(data) for way, data in recovered.items()}
+
+
+def assert_sane(session: TLSSession) -> None:
+    assert session.opened or session.undecryptable is not None
+    assert repr(session)
+    assert len(session.handshake_messages) <= 256
+    session.key_log_lines()
+
+
+def test_the_corpus_opens_untouched() -> None:
+    for recorded in corpus():
+        session = TLSSession(recorded.keys)
+        assert run(session, list(recorded.pieces)) == recorded.truth
+        assert session.undecryptable is None
+
+
+# Mutations: each takes a session's pieces and gives others.
+
+Pieces = list[tuple[Direction, bytes]]
+
+
+def flip(data: st.DataObject, pieces: Pieces) -> Pieces:
+    for _ in range(data.draw(st.integers(1, 4))):
+        index = data.draw(st.integers(0, len(pieces) - 1))
+        way, piece = pieces[index]
+        if not piece:
+            continue
+        changed = bytearray(piece)
+        changed[data.draw(st.integers(0, len(piece) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        pieces[index] = (way, bytes(changed))
+    return pieces
+
+
+def truncate(data: st.DataObject, pieces: Pieces) -> Pieces:
+    index = data.draw(st.integers(0, len(pieces) - 1))
+    way, piece = pieces[index]
+    pieces[index] = (way, piece[: data.draw(st.integers(0, len(piece)))])
+    return pieces
+
+
+def drop(data: st.DataObject, pieces: Pieces) -> Pieces:
+    del pieces[data.draw(st.integers(0, len(pieces) - 1))]
+    return pieces
+
+
+def duplicate(data: st.DataObject, pieces: Pieces) -> Pieces:
+    index = data.draw(st.integers(0, len(pieces) - 1))
+    pieces.insert(data.draw(st.integers(0, len(pieces))), pieces[index])
+    return pieces
+
+
+def reorder(data: st.DataObject, pieces: Pieces) -> Pieces:
+    first, second = (data.draw(st.integers(0, len(pieces) - 1)) for _ in range(2))
+    pieces[first], pieces[second] = pieces[second], pieces[first]
+    return pieces
+
+
+def turn_round(data: st.DataObject, pieces: Pieces) -> Pieces:
+    index = data.draw(st.integers(0, len(pieces) - 1))
+    way, piece = pieces[index]
+    pieces[index] = (way.opposite, piece)
+    return pieces
+
+
+def splice(data: st.DataObject, pieces: Pieces) -> Pieces:
+    stranger = data.draw(st.sampled_from(corpus())).pieces
+    index = data.draw(st.integers(0, len(pieces) - 1))
+    return pieces[:index] + list(stranger[data.draw(st.integers(0, len(stranger) - 1)) :])
+
+
+def insert(data: st.DataObject, pieces: Pieces) -> Pieces:
+    way = data.draw(st.sampled_from(Direction))
+    junk = data.draw(
+        st.binary(max_size=80)
+        | st.builds(as_record, st.sampled_from([20, 21, 22, 23, 24]), st.binary(max_size=60))
+    )
+    pieces.insert(data.draw(st.integers(0, len(pieces))), (way, junk))
+    return pieces
+
+
+MUTATIONS: tuple[Callable[[st.DataObject, Pieces], Pieces], ...] = (
+    flip,
+    truncate,
+    drop,
+    duplicate,
+    reorder,
+    turn_round,
+    splice,
+    insert,
+)
+
+
+def is_true(recovered: bytes, truths: list[bytes]) -> bool:
+    """Whether bytes are the beginning of something that was truly sent."""
+    return any(truth.startswith(recovered) for truth in truths)
+
+
+def check_mutated(data: st.DataObject) -> None:
+    recorded = data.draw(st.sampled_from(corpus()))
+    pieces = list(recorded.pieces)
+    for _ in range(data.draw(st.integers(1, 3))):
+        if pieces:
+            pieces = data.draw(st.sampled_from(MUTATIONS))(data, pieces)
+    rechunk = data.draw(st.integers(0, 3))
+    if rechunk:
+        pieces = [
+            (way, piece[at : at + size])
+            for way, piece in pieces
+            for size in (data.draw(st.integers(1, 600)) if rechunk == 1 else rechunk * 700,)
+            for at in range(0, len(piece), size)
+        ]
+    session = TLSSession(recorded.keys)
+    recovered = run(session, pieces)
+    for way in Direction:
+        early = recorded.truth[way][6:]  # of section 4, should its early data be lost
+        assert is_true(recovered[way], [recorded.truth[way], early])
+    assert_sane(session)
+
+
+@given(st.data())
+@QUICK
+def test_mutated_sessions_give_true_plaintext_or_none(data: st.DataObject) -> None:
+    check_mutated(data)
+
+
+@pytest.mark.fuzz
+@pytest.mark.slow
+@given(st.data())
+@LONG
+def test_mutated_sessions_give_true_plaintext_or_none_at_length(data: st.DataObject) -> None:
+    check_mutated(data)
+
+
+# Bytes of no session at all
+
+RECORDS = st.builds(as_record, st.sampled_from([20, 21, 22, 23, 24]), st.binary(max_size=200))
+MESSAGES = st.builds(
+    lambda kind, body: as_record(22, bytes((kind,)) + len(body).to_bytes(3, "big") + body),
+    st.sampled_from([int(kind) for kind in HandshakeType]),
+    st.binary(max_size=200),
+)
+STREAMS = st.lists(
+    st.tuples(st.sampled_from(Direction), st.binary(max_size=200) | RECORDS | MESSAGES), max_size=12
+)
+
+
+def keys_of_every_kind() -> KeyMaterial:
+    return KeyMaterial(
+        server_private_keys=(an_rsa_key(),),
+        key_log=corpus()[4].keys.key_log | corpus()[5].keys.key_log,
+        ephemeral_private_keys=corpus()[0].keys.ephemeral_private_keys,
+        pre_shared_keys=(bytes(32), bytes(48)),
+    )
+
+
+@cache
+def an_rsa_key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(65537, 2048)
+
+
+def check_arbitrary(pieces: Pieces, start: int) -> None:
+    session = TLSSession(keys_of_every_kind())
+    prefix = list(corpus()[start].pieces[:2]) if start < len(corpus()) else []
+    assert run(session, prefix + pieces) == {CLIENT: b"", SERVER: b""}
+    assert_sane(session)
+
+
+@given(STREAMS, st.integers(0, 7))
+@QUICK
+def test_arbitrary_bytes_give_a_result(pieces: Pieces, start: int) -> None:
+    check_arbitrary(pieces, start)
+
+
+@pytest.mark.fuzz
+@pytest.mark.slow
+@given(STREAMS, st.integers(0, 7))
+@LONG
+def test_arbitrary_bytes_give_a_result_at_length(pieces: Pieces, start: int) -> None:
+    check_arbitrary(pieces, start)
+
+
+def refusal(parse: Callable[[bytes], object], message: bytes) -> DissectError | None:
+    try:
+        parse(message)
+    except DissectError as error:
+        return error
+    return None
+
+
+@given(st.binary(max_size=300), st.sampled_from(KeyExchange), st.booleans())
+@QUICK
+def test_parsers_give_a_value_or_a_dissect_error(
+    body: bytes,
+    exchange: KeyExchange,
+    tls13: bool,  # noqa: FBT001 - drawn
+) -> None:
+    parsers: tuple[tuple[HandshakeType, Callable[[bytes], object]], ...] = (
+        (HandshakeType.CLIENT_HELLO, hs.parse_client_hello),
+        (HandshakeType.SERVER_HELLO, hs.parse_server_hello),
+        (HandshakeType.ENCRYPTED_EXTENSIONS, hs.encrypted_extensions),
+        (HandshakeType.CERTIFICATE, lambda m: hs.certificate_chain(m, tls13=tls13)),
+        (HandshakeType.CERTIFICATE_VERIFY, hs.certificate_verify),
+        (HandshakeType.FINISHED, hs.finished),
+        (HandshakeType.KEY_UPDATE, hs.key_update),
+        (HandshakeType.NEW_SESSION_TICKET, hs.new_session_ticket_tls12),
+        (HandshakeType.NEW_SESSION_TICKET, hs.new_session_ticket_tls13),
+        (HandshakeType.SERVER_KEY_EXCHANGE, lambda m: hs.server_key_exchange(m, exchange)),
+        (HandshakeType.CLIENT_KEY_EXCHANGE, lambda m: hs.client_key_exchange(m, exchange)),
+    )
+    for kind, parse in parsers:
+        for message in (body, bytes((kind,)) + len(body).to_bytes(3, "big") + body):
+            if (error := refusal(parse, message)) is not None:
+                assert 0 <= error.offset <= len(message)
+                assert error.path
+
+
+# Time and memory
+
+
+@pytest.mark.parametrize(
+    ("kind", "fragment"),
+    [(22, b"\x01"), (21, b"\x01\x5a"), (22, b""), (23, bytes(17)), (20, b"\x01"), (24, b"")],
+)
+def test_floods_of_small_records_take_linear_time_and_no_memory(kind: int, fragment: bytes) -> None:
+    for recorded in corpus()[4:]:
+        for direction in Direction:
+            flood = as_record(kind, fragment) * 20_000
+            session = TLSSession(recorded.keys)
+            for way, piece in recorded.pieces[:4]:
+                session.feed(way, piece)
+            started = time.process_time()
+            session.feed(direction, flood)
+            for at in range(0, len(flood), 1000):
+                session.feed(direction, flood[at : at + 1000])
+            session.finish()
+            assert time.process_time() - started < 5
+            assert len(session.alerts) <= 256
+            assert_sane(session)
+
+
+def test_an_endless_handshake_message_is_refused_at_its_header() -> None:
+    session = TLSSession(KeyMaterial())
+    session.feed(CLIENT, as_record(22, b"\x01\xff\xff\xff" + bytes(1000)))
+    assert session.damage is not None
+    assert "at most 131072" in str(session.damage)
+    assert "damaged" in str(session.undecryptable)
+
+
+def test_endless_key_updates_and_tickets_stay_bounded() -> None:
+    recorded = corpus()[4]
+    (client_random,) = recorded.keys.key_log
+    secret = recorded.keys.key_log[client_random]["SERVER_TRAFFIC_SECRET_0"]
+    ticket = b"\x04\0\0\x10" + bytes(8) + b"\0\0\x01x" + b"\0\0" + b"yy"
+    session = TLSSession(recorded.keys)
+    for way, piece in recorded.pieces[:5]:
+        session.feed(way, piece)
+    for record in protect13(secret, [ticket[:-2] + b"\x16"] * 1000):
+        session.feed(SERVER, record)
+    assert len(session.tickets) <= 256
+    for _ in range(500):
+        (record,) = protect13(secret, [b"\x18\0\0\x01\0\x16"])
+        session.feed(SERVER, record)
+        secret = next_traffic_secret("sha256", secret)
+    assert_sane(session)
