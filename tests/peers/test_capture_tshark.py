@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import socket
 import subprocess
 import threading
@@ -304,6 +305,29 @@ def test_the_sniffer_has_every_packet_when_it_is_left(
         assert len([event for event in events if isinstance(event, StreamClosed)]) == 2
         assert path.stat().st_mode & 0o777 == 0o600
         assert len(tshark(path, "-Y", "tcp.flags.syn == 1")) == 2
+
+
+def test_the_sniffer_makes_do_with_dumpcap(
+    tmp_path: Path,
+    require_program: Callable[[str], Program],
+    echo_server: tuple[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    require_program("tshark")
+    dumpcap = shutil.which("dumpcap")
+    if dumpcap is None:
+        pytest.skip("unsupported: dumpcap is not installed")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", str(programs))
+    with pytest.raises(PeerUnavailable, match="install tcpdump"), PacketSniffer(1, tmp_path / "c"):
+        pass
+    (programs / "dumpcap").symlink_to(dumpcap)
+    data, path = os.urandom(500_000), tmp_path / "d"
+    with PacketSniffer(echo_server[1], path):
+        exchange(echo_server, data)
+    ((_, sent),) = ((key, data) for key, data in streams(path).items() if key[1] is C2S)
+    assert sent == data
 
 
 def test_the_sniffer_says_what_is_wrong(

@@ -167,6 +167,14 @@ def test_a_cut_packet_says_how_much_payload_is_missing() -> None:
             assert (len(segment.payload), segment.truncated_bytes) == (kept, 100 - kept)
 
 
+def test_what_the_capture_cut_from_an_offloaded_packet_is_missing_too() -> None:
+    data = bytearray(ipv4(tcp(b"x" * 100)))
+    data[2:4] = bytes(2)
+    segment = parse_tcp(RAW, memoryview(data)[:90], None, len(data))
+    assert segment is not None
+    assert (len(segment.payload), segment.truncated_bytes) == (50, 50)
+
+
 def test_a_packet_cut_within_tcp_options_still_says_how_much_is_missing() -> None:
     whole = ipv4(tcp(b"x" * 100, options=bytes(20)))
     segment = parse_tcp(RAW, memoryview(whole)[:50], None, len(whole))
@@ -263,6 +271,14 @@ def test_overlapping_fragments_drop_their_datagram() -> None:
     # What was dropped does not come back: the others alone make no datagram.
     for piece in (second, last):
         assert parse_tcp(RAW, memoryview(piece), fragments) is None
+
+
+@pytest.mark.parametrize("offset", [0, 1, 3])
+def test_fragments_that_reach_into_ones_before_or_behind_overlap(offset: int) -> None:
+    fragments = FragmentBuffer()
+    parse_tcp(RAW, memoryview(ipv4(bytes(16), id=5, off=2 | 0x2000)), fragments)
+    with pytest.raises(DissectError, match="overlapping"):
+        parse_tcp(RAW, memoryview(ipv4(bytes(24), id=5, off=offset | 0x2000)), fragments)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interop.capture.packets import FLAG_ACK, FLAG_FIN, FLAG_RST, FLAG_SYN, TCPSegment
@@ -441,6 +441,7 @@ def deliveries(draw: st.DrawFn) -> tuple[bytes, list[tuple[int, int]], int]:
 
 
 @given(deliveries(), st.booleans())
+@settings(deadline=None)
 def test_any_delivery_of_a_stream_reassembles_to_it(
     delivery: tuple[bytes, list[tuple[int, int]], int],
     with_fin: bool,  # noqa: FBT001 - drawn
@@ -459,6 +460,7 @@ def test_any_delivery_of_a_stream_reassembles_to_it(
 
 
 @given(deliveries(), st.sets(st.integers(0, 30)))
+@settings(deadline=None)
 def test_whatever_is_lost_is_said_to_be_missing(
     delivery: tuple[bytes, list[tuple[int, int]], int], lost: set[int]
 ) -> None:
@@ -490,6 +492,7 @@ def test_whatever_is_lost_is_said_to_be_missing(
         max_size=60,
     )
 )
+@settings(deadline=None)
 def test_whatever_comes_every_opened_direction_closes_once(
     sent: list[tuple[tuple[str, int], int, bytes, int, int]],
 ) -> None:
