@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from interop.errors import InputError, PeerUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 __all__ = ["PacketSniffer"]
@@ -113,7 +114,7 @@ class PacketSniffer:
             raise InputError(f"{self._path}: {error.strerror}") from None
         self._start()
         try:
-            self._await(self._listening, "listen")
+            self._await(self._listening, "listen", lambda: None)
             self._await_marker()
         except PeerUnavailable:
             self._end()
@@ -168,21 +169,26 @@ class PacketSniffer:
         self._marker_socket.close()
         os.close(self._descriptor)
 
-    def _await(self, event: threading.Event, what: str) -> None:
+    def _await_marker(self) -> None:
+        """Send a marker until it comes out of the tool; dumpcap says too early that it listens."""
+        self._seen.clear()
+        self._marker = secrets.token_bytes(_MARKER_BYTES)
+        own_address = self._marker_socket.getsockname()
+        self._await(
+            self._seen,
+            "deliver packets",
+            lambda: self._marker_socket.sendto(self._marker, own_address),
+        )
+
+    def _await(self, event: threading.Event, what: str, ask: Callable[[], object]) -> None:
         for _ in range(int(_PATIENCE_SECONDS / _RETRY_SECONDS)):
+            ask()
             if event.wait(_RETRY_SECONDS):
                 return
             if self._ended.is_set():
                 break
         said = "; ".join(self._complaints) or "it said nothing"
         raise PeerUnavailable(f"{self._tool.program} does not {what} on {self._interface}: {said}")
-
-    def _await_marker(self) -> None:
-        """Send a marker and wait until it comes out of the tool."""
-        self._seen.clear()
-        self._marker = secrets.token_bytes(_MARKER_BYTES)
-        self._marker_socket.sendto(self._marker, self._marker_socket.getsockname())
-        self._await(self._seen, "deliver packets")
 
     def _copy_packets(self) -> None:
         pipe = self._process.stdout
