@@ -109,7 +109,7 @@ def _rebuild(
     return kind(problem, advice=advice, alert_sent=alert_sent, alert_received=alert_received)
 
 
-class APIMisuse(TransportError):  # noqa: N818 - the tree names who erred, see the docstring above
+class APIMisuse(TransportError):
     """The calling program asked for something that cannot be done; nothing crossed the wire."""
 
 
@@ -117,35 +117,35 @@ class PolicyError(APIMisuse):
     """A policy that would admit something without forward secrecy, or that names the unknown."""
 
 
-class PolicyViolation(TransportError):  # noqa: N818 - see APIMisuse
+class PolicyViolation(TransportError):
     """The handshake worked, and ended in parameters that this side's policy does not admit.
 
     Or, at start-up: the TLS library did not take the policy that it was given.
     """
 
 
-class PeerMisbehaved(TransportError):  # noqa: N818 - see APIMisuse
+class PeerMisbehaved(TransportError):
     """The peer broke the protocol, or does not speak TLS at all."""
 
 
-class PeerIncompatible(TransportError):  # noqa: N818 - see APIMisuse
+class PeerIncompatible(TransportError):
     """The peer follows the protocol but shares no version, suite, group or scheme with us."""
 
 
-class CertificateRejected(TransportError):  # noqa: N818 - see APIMisuse
+class CertificateRejected(TransportError):
     """The peer's certificate is missing, untrusted, expired, or for another name."""
 
 
-class AlertReceived(TransportError):  # noqa: N818 - see APIMisuse
+class AlertReceived(TransportError):
     """The peer refused us and said why in a fatal alert."""
 
 
-class TruncatedStream(TransportError, ConnectionError):  # noqa: N818 - see APIMisuse
+class TruncatedStream(TransportError, ConnectionError):
     """The connection ended without close_notify: what was read may be incomplete.
 
     RFC 9846 section 6.1: only close_notify tells the end of data from an attacker's cut.
     """
 
 
-class HandshakeTimeout(TransportError, TimeoutError):  # noqa: N818 - see APIMisuse
+class HandshakeTimeout(TransportError, TimeoutError):
     """The peer did not finish its handshake before the deadline."""

@@ -27,7 +27,7 @@ import socket
 import ssl
 import threading
 import time
-from typing import IO, TYPE_CHECKING, Final, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Final, Literal, Self, TypeVar, overload
 
 from transport.connection import (
     MAX_RECORD_BYTES,
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
     from transport.context import EndpointContext
     from transport.negotiated import NegotiatedSession
+
+    BinaryMode = Literal["b", "rb", "br", "wb", "bw", "rwb", "rbw", "wrb", "wbr", "brw", "bwr"]
+    TextMode = Literal["r", "w", "rw", "wr", ""]
 
 __all__ = ["DEFAULT_HANDSHAKE_TIMEOUT_SECONDS", "TLSSocket", "WantRead", "WantWrite"]
 
@@ -240,6 +243,26 @@ class TLSSocket:
 
     # Files
 
+    @overload
+    def makefile(
+        self,
+        mode: BinaryMode,
+        buffering: int | None = None,
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> IO[bytes]: ...
+    @overload
+    def makefile(
+        self,
+        mode: TextMode = "r",
+        buffering: int | None = None,
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> IO[str]: ...
     def makefile(
         self,
         mode: str = "r",

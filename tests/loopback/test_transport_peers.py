@@ -1,4 +1,4 @@
-"""The clients of OpenSSL and GnuTLS against both engines: what they get, and what they are refused."""
+"""The clients of OpenSSL and GnuTLS against both engines: what they get, what they are refused."""
 
 from __future__ import annotations
 

@@ -26,6 +26,8 @@ from transport.connection import MAX_RECORD_BYTES, TLSCore, Want
 from transport.context import client_context, server_context
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transport.policy import SecurityPolicy
 
 Alert = AlertDescription
@@ -281,7 +283,7 @@ def test_what_is_not_tls_is_named(world: World, data: bytes, alert: Alert | None
 
 # Each failure, and the alert that crossed the wire: what the one side says it sent is what the
 # other side says it received. This is what keeps the table of `transport.translation` honest.
-FAILURES = {
+FAILURES: dict[str, tuple[Callable[[World], Pair], str, type[TransportError], AlertDescription]] = {
     "no shared version": (
         lambda world: pair(world, TLS_1_3, client_policy=TLS_1_2),
         "server",
