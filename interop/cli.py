@@ -2,16 +2,20 @@
 
 One line on stderr and exit status 2 for bad input, 1 for a refuted claim or changed evidence, 0
 when all holds. Never a traceback for what a user can cause; Ctrl-C leaves nothing half-written.
+
+Each command imports what it needs when it runs: the database, for one, takes longer to import than
+a small capture takes to read.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import msgspec
 import typer
@@ -20,14 +24,11 @@ from rich.console import Console
 from certs.errors import CertsError
 from interop.errors import InputError, InteropError
 from interop.progress import ConsoleProgress, SilentProgress
-from interop.proof import layout
-from interop.proof.application import MAX_PAYLOAD_BYTES
-from interop.proof.attack import AttackReport, attack_captures, load_stolen
-from interop.proof.directory import whole_directory
-from interop.proof.experiment import DEFAULT_PAYLOAD_BYTES, prove
 from interop.proof.report.terminal import print_attack, print_report, print_verification
-from interop.proof.verification import verify
 from transport import TransportError
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 __all__ = ["application", "main"]
 
@@ -36,7 +37,6 @@ EXIT_HOLDS, EXIT_REFUTED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 application = typer.Typer(
     name="pfs",
     help="Forward-secret TLS, with the evidence.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -64,6 +64,9 @@ def prove_command(
 
     Exit status: 0 proved, 1 refuted, 2 bad input.
     """
+    from interop.proof import layout  # noqa: PLC0415 - see the top of this module
+    from interop.proof.experiment import prove  # noqa: PLC0415
+
     content = _read_payload(payload)
     progress = SilentProgress() if as_json else ConsoleProgress()
     with progress:
@@ -94,6 +97,8 @@ def verify_command(
 
     Exit status: 0 intact and proved, 1 changed or refuted, 2 not an evidence directory.
     """
+    from interop.proof.verification import verify  # noqa: PLC0415 - see the top of this module
+
     verification = verify(directory, fingerprint=fingerprint)
     if as_json:
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(verification), indent=1))
@@ -122,7 +127,10 @@ def attack_command(  # noqa: PLR0917 - the command line names them all
         typer.Option(metavar="DIR", help="Write what is recovered into this new or empty folder."),
     ] = None,
     ignore_secrets_blocks: Annotated[
-        bool, typer.Option(help="Do not use keys that a pcapng file carries itself.")
+        bool,
+        typer.Option(
+            "--ignore-secrets-blocks", help="Do not use keys that a pcapng file carries itself."
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -130,6 +138,13 @@ def attack_command(  # noqa: PLR0917 - the command line names them all
 
     Exit status: 0 when the captures were read, whatever opened; 2 bad input.
     """
+    from interop.proof.attack import (  # noqa: PLC0415 - see the top of this module
+        AttackReport,
+        attack_captures,
+        load_stolen,
+    )
+    from interop.proof.directory import whole_directory  # noqa: PLC0415
+
     keys, problems = load_stolen(server_key or (), key_log or ())
     with ExitStack() as stack:
         progress = stack.enter_context(SilentProgress() if as_json else ConsoleProgress())
@@ -148,6 +163,9 @@ def attack_command(  # noqa: PLR0917 - the command line names them all
 
 
 def _read_payload(path: Path | None) -> bytes:
+    from interop.proof.application import MAX_PAYLOAD_BYTES  # noqa: PLC0415
+    from interop.proof.experiment import DEFAULT_PAYLOAD_BYTES  # noqa: PLC0415
+
     if path is None:
         return secrets.token_bytes(DEFAULT_PAYLOAD_BYTES)
     try:
@@ -164,22 +182,30 @@ def _read_payload(path: Path | None) -> bytes:
 
 def main() -> None:
     """Run the command line; the entry point of ``pfs``."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
-        application()
+        # Not standalone: a usage error is then one line of ours, like any other bad input.
+        status = application(sys.argv[1:] or ["--help"], standalone_mode=False) or EXIT_HOLDS
     except (InteropError, CertsError, TransportError) as error:
-        _complain(str(error))
-        sys.exit(EXIT_BAD_INPUT)
+        status = _complain(str(error))
+    except typer.TyperException as error:
+        status = _complain(f"{error.format_message()} (pfs --help lists what there is)")
+    except BrokenPipeError:
+        # Whoever read our output has gone; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = EXIT_REFUTED
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            # Whoever read our output has gone; there is nobody left to tell.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(EXIT_REFUTED)
-        _complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
-        sys.exit(EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
+        status = _complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    if status == EXIT_INTERRUPTED:
         _complain("interrupted; nothing was written")
-        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(status)
 
 
-def _complain(message: str) -> None:
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    """End as Ctrl-C does, cleaning up, with the exit status of the signal."""
+    sys.exit(128 + number)
+
+
+def _complain(message: str) -> int:
     sys.stderr.write(f"pfs: {' '.join(message.split())}\n")
+    return EXIT_BAD_INPUT

@@ -9,7 +9,7 @@ server afterwards shows that the server was alive and that the counter counts.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import socket
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ __all__ = ["PACES", "client_flight", "replay_flight"]
 PACES = ("at once", "paced")
 _RECORD_HEADER_BYTES = 5
 _DEADLINE_SECONDS = 20.0
+_RESET = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN})
 
 
 def client_flight(capture: Path) -> bytes:
@@ -45,13 +46,16 @@ def replay_flight(
     with (
         RecordingRelay(server_address, capture) as relay,
         socket.create_connection(relay.address, _DEADLINE_SECONDS) as connection,
-        # A server that aborts, as it should, may reset while the flight is still being sent.
-        contextlib.suppress(ConnectionError),
     ):
-        for number, part in enumerate(parts):
-            if number:
-                connection.recv(1)
-            connection.sendall(part)
-        connection.shutdown(socket.SHUT_WR)
-        while connection.recv(65536):
-            pass
+        try:
+            for number, part in enumerate(parts):
+                if number:
+                    connection.recv(1)
+                connection.sendall(part)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65536):
+                pass
+        except OSError as error:
+            # A server that aborts, as it should, may reset while the flight is still being sent.
+            if error.errno not in _RESET:
+                raise

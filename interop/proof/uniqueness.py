@@ -185,7 +185,8 @@ class Sampler:
         yield from _read_off(observer)
         for line in self._lines:
             label, _, secret = line.split()
-            yield label.decode("ascii").lower(), bytes.fromhex(secret.decode("ascii"))
+            kind = "main_secret" if label == b"CLIENT_RANDOM" else label.decode("ascii").lower()
+            yield kind, bytes.fromhex(secret.decode("ascii"))
         yield "exporter", server.export_keying_material(_EXPORTER_LABEL, _EXPORTER_BYTES)
 
 

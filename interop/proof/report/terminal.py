@@ -126,7 +126,8 @@ def print_attack(console: Console, report: AttackReport) -> None:
         console.print(_attacked(session), soft_wrap=True)
     opened = sum(session.opened for session in report.sessions)
     closed = len(report.sessions) - opened
-    console.print(f"{len(report.sessions)} TLS sessions: {opened} opened, {closed} closed")
+    plural = "" if len(report.sessions) == 1 else "s"
+    console.print(f"{len(report.sessions)} TLS session{plural}: {opened} opened, {closed} closed")
 
 
 def _attacked(session: AttackedSession) -> Text:
