@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, mlkem, x448, x25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -219,7 +220,7 @@ def _classical(keys: EphemeralKeys, group: int, client: bytes, server: bytes) ->
         if (key := keys.of(own)) is not None:
             try:
                 secret = _exchange(key, group, peer)
-            except ValueError:  # a point off the curve, or one of small order
+            except (ValueError, UnsupportedAlgorithm):  # a point off the curve, of small order, …
                 raise NoSharedSecret(f"the peer's {name} value is not a valid one") from None
             if secret is not None:
                 return secret

@@ -39,7 +39,8 @@ class Half:
         self.ended = False
         self.stored_handshake_bytes = 0
         self.protected_records_opened = 0
-        self.skipped_records = 0
+        self.skipped_records = 0  # for want of the secret of an earlier epoch
+        self.skips_application_data = False
         self.encrypted_application_bytes = 0
         self.plaintext_bytes = 0
         self.close_notify = False

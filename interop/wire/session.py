@@ -183,24 +183,22 @@ class TLSSession(SessionFacts):
 
     def _settle(self, recovered: Recovered) -> None:
         """Let go of halves that need not wait any more, until none is left."""
-        progress = True
-        while progress:
-            progress = False
-            for half in self._halves.values():
-                kind = half.waiting_for_type
-                if kind is None or self._must_wait(half, kind):
-                    continue
-                half.waiting_for_type = None
-                self._resume(half, half.take_pending(), recovered)
-                progress = True
+        while any(self._resume(half, recovered) for half in self._halves.values()):
+            pass
 
-    def _resume(self, half: Half, view: memoryview, recovered: Recovered) -> None:
+    def _resume(self, half: Half, recovered: Recovered) -> bool:
+        """Go on with a half that waits no longer; False where nothing can be done."""
+        kind = half.waiting_for_type
         try:
+            if kind is None or self._must_wait(half, kind):
+                return False
+            half.waiting_for_type = None
             self._drain(half)
         except DissectError as error:
             self._damaged(half, error)
         if not half.ended:
-            self._take(half, view, recovered)
+            self._take(half, half.take_pending(), recovered)
+        return True
 
     def _take(self, half: Half, view: memoryview, recovered: Recovered) -> None:
         """Take bytes of a half that has not ended; whatever is wrong with them ends it."""
@@ -437,11 +435,17 @@ class TLSSession(SessionFacts):
     def undecryptable_in(self, direction: Direction) -> Undecryptable | None:
         """Why something in one direction stayed closed; None where nothing did."""
         half = self._halves[direction]
-        if half.closed is None and half.skipped_records and not half.protected_records_opened:
+        if half.closed is not None or not half.skipped_records:
+            return half.closed
+        if not half.protected_records_opened:
             return Undecryptable(
                 f"none of {half.skipped_records} protected records opens with the secrets given"
             )
-        return half.closed
+        if half.skips_application_data:
+            return Undecryptable(
+                f"{half.skipped_records} protected records precede the first secret in the key log"
+            )
+        return None  # what was skipped was the handshake
 
     @property
     def plaintext_bytes(self) -> dict[Direction, int]:

@@ -222,6 +222,8 @@ class TLS12Engine(Engine):
             refuse("a handshake message spans a change of keys", "handshake")
         side.keys_of = side.number
         side.openers = []
+        passed = min(one.keys_of or 0 for one in self._sides.values())
+        self._handshakes = {n: h for n, h in self._handshakes.items() if n >= passed}
         side.proven = False
         half.opener = None
         if half.direction is _SERVER:

@@ -63,7 +63,6 @@ __all__ = ["TLS13Engine"]
 _CLIENT, _SERVER = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
 _CHANGE_CIPHER_SPEC = b"\x01"
 _STORE_LIMIT_FACTOR = 4
-_END_OF_EARLY_DATA = bytes((HandshakeType.END_OF_EARLY_DATA, 0, 0, 0))
 _SIDE_NAMES = {_CLIENT: "client", _SERVER: "server"}
 
 
@@ -98,7 +97,6 @@ class TLS13Engine(Engine):
         self._derived_from: SecretSource | None = None
         self._resumption_secret: bytes | None = None
         self._server_flight_done = False
-        self._client_flight_begun = False
         self._client_flight: list[bytes] = []  # held back until the server's is complete
         self._transcript = hashlib.sha256()
         early = (EpochName.EARLY,) if self._hellos[0].early_data else ()
@@ -169,8 +167,8 @@ class TLS13Engine(Engine):
         epoch = side.epoch
         if epoch.name is EpochName.EARLY:
             self._facts.early_records_skipped += 1
-        elif not epoch.known:  # a handshake record of which only later secrets are known
-            half.skipped_records += 1
+        elif not epoch.known or (half.skips_application_data and not epoch.proven):
+            half.skipped_records += 1  # of it only later secrets are known
         elif epoch.proven:
             half.close(f"a damaged record: it does not open with its {epoch.name.value} keys")
         else:
@@ -351,11 +349,6 @@ class TLS13Engine(Engine):
         if not self._server_flight_done:
             self._client_flight.append(message)
             return
-        if not self._client_flight_begun:
-            self._client_flight_begun = True
-            if self._facts.early_data_accepted and message != _END_OF_EARLY_DATA:
-                # It was sent under early keys that nobody has, but its four bytes are known.
-                self._transcript.update(_END_OF_EARLY_DATA)
         self._transcript.update(message)
         if message[0] == HandshakeType.FINISHED:
             self._derive_resumption_secret()
@@ -422,6 +415,7 @@ class TLS13Engine(Engine):
         elif later := [secret for label, secret in logged.items() if label.startswith(stem)]:
             # The log begins in mid-session: some later generation will open some record.
             self._provide(direction, epoch, SecretSource.KEY_LOG, later)
+            self._halves[direction].skips_application_data = True
         elif self._handshake_secret is None:
             epoch.missing = reason
             if log_label(direction, EpochName.HANDSHAKE.value) in logged:
