@@ -64,6 +64,7 @@ __all__ = [
 ]
 
 DEFAULT_STOP_SECONDS: Final = 5.0
+_KILL_SECONDS: Final = 30.0
 _DEFAULT_OUTPUT_BYTES: Final = 1 << 20
 _READ_BYTES: Final = 1 << 16
 _LAST_WORDS_CHARACTERS: Final = 600
@@ -75,7 +76,7 @@ _TCP_LISTEN: Final = "0A"
 _INHERITED: Final = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "SYSTEMROOT")
 
 
-class PeerFailed(InteropError):  # noqa: N818 - named for what happened, as its siblings are
+class PeerFailed(InteropError):
     """A foreign program died, hung, or printed too much; the text has its last words."""
 
 
@@ -388,7 +389,9 @@ class ChildProcess:
         if popen.returncode is None:
             self._signal_group(signal.SIGKILL)  # before reaping: see the module's docstring
             if self._waiter is not None:
-                self._waiter.join()
+                self._waiter.join(_KILL_SECONDS)
+            if self.exit_code is None:  # stuck inside the kernel: waiting longer would hang us too
+                raise self.failure("cannot be killed")
             popen.wait()
         for thread in (self._stdout, self._stderr, self._feeder):
             if thread is not None and thread.ident is not None:

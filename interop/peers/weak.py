@@ -58,11 +58,11 @@ _LEAF_POLICY: Final = verification.ExtensionPolicy.permit_all().require_present(
 )
 
 
-class ControlNotWeak(InteropError):  # noqa: N818 - named for what happened, as its siblings are
+class ControlNotWeak(InteropError):
     """A control session negotiated something other than static RSA: a defect of the experiment."""
 
 
-class WeakSessionFailed(InteropError):  # noqa: N818 - named for what happened
+class WeakSessionFailed(InteropError):
     """A control session could not be made, or broke."""
 
 

@@ -6,6 +6,7 @@ import random
 import stat
 from typing import TYPE_CHECKING
 
+import dpkt
 import pytest
 
 from interop.errors import InputError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 PAYLOAD = random.Random(3).randbytes(2_000_003)
 SECONDS = 60.0
+TSHARK_PROTOCOL_PORT = 5701  # tshark has another protocol there
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +145,35 @@ def test_rsa_key_opens_static_rsa_and_nothing_else(
 
     streams = decrypt_with_tshark(capture, rsa_key=foreign_rsa_credential.private_key)
     assert [stream.opened for stream in streams] == [False, False]
+
+
+def test_port_of_another_protocol_does_not_hide_tls(
+    fetch: Callable[[Address], ClientResult],
+    rsa_credential: CredentialFiles,
+    served: Path,
+    tmp_path: Path,
+) -> None:
+    capture, log = tmp_path / "capture.pcap", tmp_path / "keys"
+    options = ServerOptions(credential=rsa_credential, key_log=log)
+    with (
+        run_s_server_files(options, served) as server,
+        record_with_tcpdump(capture, ports=[server.address[1]]),
+    ):
+        result = fetch(server.address)
+    moved = tmp_path / "moved.pcap"
+    with capture.open("rb") as source, moved.open("wb") as target:
+        writer = dpkt.pcap.Writer(target, snaplen=1 << 18)
+        for when, frame in dpkt.pcap.Reader(source):
+            packet = dpkt.ethernet.Ethernet(frame)
+            segment = packet.data.data
+            if segment.sport == server.address[1]:
+                segment.sport = TSHARK_PROTOCOL_PORT
+            else:
+                segment.dport = TSHARK_PROTOCOL_PORT
+            writer.writepkt(packet, when)
+    (stream,) = decrypt_with_tshark(moved, key_log=log)
+    assert stream.server == ("127.0.0.1", TSHARK_PROTOCOL_PORT)
+    assert stream.server_to_client == result.response
 
 
 def test_gnutls_key_log_opens_many_sessions(
