@@ -9,6 +9,7 @@ is the invariant which keeps a hostile inner length from reaching a neighbour's 
 
 from __future__ import annotations
 
+from struct import unpack
 from typing import Never
 
 from interop.errors import DissectError
@@ -55,7 +56,12 @@ class Reader:
 
     def uint(self, length: int, name: str) -> int:
         """Take an unsigned integer of `length` bytes."""
-        return int.from_bytes(self.view(length, name), "big")
+        start = self._position
+        end = start + length
+        if end > self._end:  # `view` says what is wrong; this is the path most reads take
+            self.view(length, name)
+        self._position = end
+        return int.from_bytes(self._view[start:end], "big")
 
     def u8(self, name: str) -> int:
         """Take an unsigned 8-bit integer."""
@@ -94,10 +100,7 @@ class Reader:
         inner = self.vector(length_bytes, name)
         if inner.remaining % 2:
             inner.fail("an odd number of bytes in a list of 16-bit numbers")
-        numbers = inner.view(inner.remaining, "")
-        return tuple(
-            int.from_bytes(numbers[at : at + 2], "big") for at in range(0, len(numbers), 2)
-        )
+        return unpack(f"!{inner.remaining // 2}H", inner.view(inner.remaining, ""))
 
     def rest(self) -> bytes:
         """Take a copy of everything that is left."""

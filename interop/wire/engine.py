@@ -41,7 +41,9 @@ def take_alert(facts: SessionFacts, half: Half, content: bytes, *, protected: bo
         half.close_notify = True
 
 
-def no_key_reason(keys: KeyMaterial, exchange: str, *, tried: str = "") -> str:
+def no_key_reason(
+    keys: KeyMaterial, exchange: str, client_random: bytes, *, tried: str = ""
+) -> str:
     """Say in a sentence why no stolen key gives this session's secrets.
 
     `exchange` names an exchange that the server's key only signs; `tried` is what came of the
@@ -54,7 +56,9 @@ def no_key_reason(keys: KeyMaterial, exchange: str, *, tried: str = "") -> str:
         clauses.append("the server key only signs; the shared secret cannot be computed from it")
     if keys.ephemeral_private_keys and tried:
         clauses.append(tried)
-    if keys.key_log:
+    if client_random in keys.key_log:
+        clauses.append("the key log has other secrets of this session only")
+    elif keys.key_log:
         clauses.append("no key log line for this client_random")
     if not clauses:
         clauses.append("a pre-shared key is not what this session's secrets come of")

@@ -13,9 +13,12 @@ nonce and three memoryview slices; the AEAD decrypts straight into the caller's 
 type that TLS 1.3 appends to every plaintext is overwritten by the next record's plaintext, so the
 run comes out as one contiguous piece without a copy.
 
-Measured on 16 KiB records of AES-128-GCM, one core: a list of `decrypt` results, each sliced to
-drop its content type, 2.6 GB/s; `decrypt_into` a contiguous buffer 4.3 GB/s, of which the AEAD
-alone would take 6.9. Below 1 KiB a record costs 2.5 µs whatever its length.
+What bought what, measured on 16 KiB records of AES-128-GCM on one core, 1 MiB at a time: `decrypt`,
+its result sliced to drop the content type and put in a list, 1.3 GB/s; `decrypt_into` one
+contiguous buffer, 4.2 GB/s, where the AEAD alone, over and over on one record in the cache, makes
+6.9. Through `TLSSession.feed` that is 2.8 GB/s in chunks of 1 MiB, 2.5 in 64 KiB, 0.85 in TCP
+segments of 1460 bytes. A record costs some 1.4 µs whatever its length, so records of 1400 bytes
+come to 0.75 GB/s, of 300 bytes to 0.2.
 
 `decrypt_into` leaves unauthenticated plaintext in the buffer where a tag fails. `open_run` reports
 how far the authenticated bytes reach, and callers must cut the buffer there.

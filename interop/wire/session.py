@@ -389,7 +389,7 @@ class TLSSession(SessionFacts):
             self,
             self._keys,
             self._halves,
-            self._client_hello[0],
+            *self._client_hello,
             handshake_limit_bytes=self._handshake_limit,
         )
         engine.take_server_hello(message, hello)
@@ -435,8 +435,15 @@ class TLSSession(SessionFacts):
     def undecryptable_in(self, direction: Direction) -> Undecryptable | None:
         """Why something in one direction stayed closed; None where nothing did."""
         half = self._halves[direction]
-        if half.closed is not None or not half.skipped_records:
+        if half.closed is not None:
             return half.closed
+        if direction is _CLIENT and self.early_records_skipped:
+            return Undecryptable(
+                f"{self.early_records_skipped} records of 0-RTT data stayed closed: rejected by "
+                "the server, or of an early traffic secret that is not known"
+            )
+        if not half.skipped_records:
+            return None
         if not half.protected_records_opened:
             return Undecryptable(
                 f"none of {half.skipped_records} protected records opens with the secrets given"

@@ -54,6 +54,7 @@ _CLIENT, _SERVER = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
 _CHANGE_CIPHER_SPEC = b"\x01"
 _STORE_LIMIT_FACTOR = 4
 _PREMASTER_LENGTH = 48
+_RANDOM = slice(6, 38)  # of a hello message
 _MAX_RENEGOTIATIONS = 64
 _EPHEMERAL = (KeyExchange.ECDHE, KeyExchange.DHE)
 
@@ -123,6 +124,7 @@ class TLS12Engine(Engine):
         keys: KeyMaterial,
         halves: Halves,
         client_hello: bytes,
+        hello: ClientHello,
         *,
         handshake_limit_bytes: int,
     ) -> None:
@@ -131,7 +133,7 @@ class TLS12Engine(Engine):
         self._handshakes = {0: _Handshake()}
         self._sides = {_CLIENT: _Side(), _SERVER: _Side()}
         first = self._handshakes[0]
-        first.client_hello = hs.parse_client_hello(client_hello)
+        first.client_hello = hello
         first.messages[_CLIENT].append(client_hello)
 
     # Waiting
@@ -365,6 +367,7 @@ class TLS12Engine(Engine):
         self, handshake: _Handshake, suite: SuiteParameters, value: bytes
     ) -> list[tuple[str, bytes]]:
         exchange = suite.key_exchange
+        client_random = handshake.messages[_CLIENT][0][_RANDOM]
         if exchange is KeyExchange.RSA:
             if not self._keys.rsa_keys:
                 raise _Missing(self._no_rsa_key_reason())
@@ -381,7 +384,7 @@ class TLS12Engine(Engine):
             return found
         if exchange in _EPHEMERAL:
             return [("ephemeral key", self._ephemeral_premaster(handshake, suite, value))]
-        raise _Missing(no_key_reason(self._keys, exchange.value))
+        raise _Missing(no_key_reason(self._keys, exchange.value, client_random))
 
     def _no_rsa_key_reason(self) -> str:
         if self._keys.is_empty:
@@ -395,6 +398,7 @@ class TLS12Engine(Engine):
         message = handshake.find(_SERVER, HandshakeType.SERVER_KEY_EXCHANGE)
         value = hs.server_key_exchange(message, suite.key_exchange) if message else None
         label = suite.key_exchange.value
+        client_random = handshake.messages[_CLIENT][0][_RANDOM]
         if value is None:
             raise _Missing(f"{label}: there is no ServerKeyExchange")
         keys = self._keys.ephemeral_keys
@@ -404,7 +408,9 @@ class TLS12Engine(Engine):
                 return shared_secret(keys, value.group, client, value.public)
             return finite_field_shared_secret(keys, value.prime or 0, client, value.public)
         except NoSharedSecret as why:
-            raise _Missing(no_key_reason(self._keys, label, tried=str(why))) from None
+            raise _Missing(
+                no_key_reason(self._keys, label, client_random, tried=str(why))
+            ) from None
 
     @staticmethod
     def _main_secret(handshake: _Handshake, suite: SuiteParameters, premaster: bytes) -> bytes:

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     from interop.wire.facts import SessionFacts
     from interop.wire.half import Half
-    from interop.wire.handshake import ServerHello
+    from interop.wire.handshake import ClientHello, ServerHello
     from interop.wire.protection import Opened
 
 __all__ = ["TLS13Engine"]
@@ -73,7 +73,7 @@ def _refuse_message(kind: int, where: str) -> None:
 class TLS13Engine(Engine):
     """Reads a TLS 1.3 session (RFC 9846).
 
-    `client_hello` is the first one. Raises `DissectError` from its methods.
+    `client_hello` is the first one, `hello` what it says. Raises `DissectError` from its methods.
     """
 
     def __init__(
@@ -82,13 +82,14 @@ class TLS13Engine(Engine):
         keys: KeyMaterial,
         halves: Halves,
         client_hello: bytes,
+        hello: ClientHello,
         *,
         handshake_limit_bytes: int,
     ) -> None:
         super().__init__(facts, keys, halves)
         self._store_limit = _STORE_LIMIT_FACTOR * handshake_limit_bytes
         self._client_hellos = [client_hello]
-        self._hellos = [hs.parse_client_hello(client_hello)]
+        self._hellos = [hello]
         self._retry: bytes | None = None
         self._server_hello: ServerHello | None = None
         self._suite: SuiteParameters | None = None

@@ -181,7 +181,7 @@ def find_handshake_secrets(
         psk = server_hello.selected_psk
         found = find_psk(keys, hello, raw, identity=psk, prefix=prefix, hashes=(hash_name,))
         if found is None:
-            return _no_secrets(_resumption_reason(keys, server_hello))
+            return _no_secrets(_resumption_reason(keys, hello, server_hello))
         key = found[0]
     shared: bytes | None = None
     source = SecretSource.PRE_SHARED_KEY
@@ -196,7 +196,7 @@ def find_handshake_secrets(
                     f"{exchange}: the pre-shared key is known, but {why}, and a psk_dhe_ke session "
                     "needs both"
                 )
-            return _no_secrets(no_key_reason(keys, exchange, tried=str(why)))
+            return _no_secrets(no_key_reason(keys, exchange, hello.random, tried=str(why)))
         source = SecretSource.EPHEMERAL_KEY
         if key is not None:
             source = SecretSource.EPHEMERAL_AND_PRE_SHARED_KEY
@@ -210,12 +210,12 @@ def find_handshake_secrets(
     return HandshakeSecrets(secret, source, traffic, "")
 
 
-def _resumption_reason(keys: KeyMaterial, server_hello: ServerHello) -> str:
+def _resumption_reason(keys: KeyMaterial, hello: ClientHello, server_hello: ServerHello) -> str:
     if keys.is_empty:
         return "resumed with a pre-shared key: no keys were given"
     mode = "psk_ke" if server_hello.key_share is None else "psk_dhe_ke"
     reason = f"resumed with a pre-shared key ({mode}) that is not among the keys given"
-    if keys.key_log:
+    if keys.key_log and hello.random not in keys.key_log:
         reason += ", and no key log line for this client_random"
     return reason
 

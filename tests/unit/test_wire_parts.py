@@ -157,7 +157,7 @@ def test_there_are_sixteen_grease_values() -> None:
         ("TLS_RSA_WITH_CAMELLIA_256_GCM_SHA384", KeyExchange.RSA, None, "sha384", None, False),
     ],
 )
-def test_suites_mean_what_their_names_say(  # noqa: PLR0917 - one row of the table
+def test_suites_mean_what_their_names_say(
     suite: str,
     exchange: KeyExchange,
     cipher: str | None,

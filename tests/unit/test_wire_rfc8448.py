@@ -353,7 +353,9 @@ def test_early_data_that_nobody_can_open_is_passed_over() -> None:
     recovered = feed_all(session, trace.records)
     assert recovered == {CLIENT: trace.application_data["client"], SERVER: trace.expected[SERVER]}
     assert session.early_records_skipped == 2  # the data, and EndOfEarlyData
-    assert session.undecryptable is None
+    assert session.opened
+    assert "2 records of 0-RTT data stayed closed" in str(session.undecryptable)
+    assert session.undecryptable_in(SERVER) is None
 
 
 @pytest.mark.parametrize(
@@ -392,4 +394,4 @@ def test_early_data_rejected_by_a_retry_is_passed_over() -> None:
         feed_all(session, pieces)
         assert session.early_records_skipped == 2
         assert session.opened
-        assert session.undecryptable is None
+        assert "0-RTT data stayed closed: rejected" in str(session.undecryptable)
