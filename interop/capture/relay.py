@@ -10,8 +10,8 @@ cannot see the other end's RST, and RSTs are part of what is recorded. The loop 
 the same for FIN, RST and the handshake.
 
 *Backpressure.* An end is read only while nothing waits to be sent to its peer, so that one read
-at most is held for each direction. An end that hung up or failed is read to the end at once,
-whatever waits: its bytes did arrive, and the kernel's buffer bounds them. (A RST that comes
+at most is held for each direction. An end that hung up or failed is read to its end whatever
+waits: its bytes did arrive, and the kernel's buffer bounds them. (A RST that comes
 while that buffer is full lies outside the receive window, and the kernel drops it; it comes
 again when there is room. So it does between two ends without a relay.)
 
@@ -245,33 +245,30 @@ class RelayLoop:
         if event & select.POLLOUT:
             self._send(end)
         if end.reading and not pair.closed and event & (select.POLLIN | _FAILED):
-            self._receive(end, everything=bool(event & _FAILED))
+            self._receive(end)
         elif not pair.closed and event & select.POLLERR:
             self._reset(end)  # after its FIN
         if not pair.closed:
             self._watch(pair)
 
-    def _receive(self, end: _End, *, everything: bool) -> None:
-        """Record and pass on what one read gives; with `everything`, up to the end or error."""
+    def _receive(self, end: _End) -> None:
+        """Record and pass on what one read gives; poll says when there is more."""
         pair, peer = end.pair, end.peer
-        while end.reading and not pair.closed:
-            try:
-                data = end.socket.recv(_READ_BYTES)
-            except BlockingIOError:
-                return
-            except OSError:
-                self._reset(end)
-                return
-            if data:
-                self._record(pair.conversation.data(end.direction, data), "")
-                peer.outgoing.append(memoryview(data))
-            else:
-                self._record(pair.conversation.finish(end.direction), "")
-                end.reading = False
-                peer.fin_waits = True
-            self._send(peer)
-            if not everything:
-                return
+        try:
+            data = end.socket.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._reset(end)
+            return
+        if data:
+            self._record(pair.conversation.data(end.direction, data), "")
+            peer.outgoing.append(memoryview(data))
+        else:
+            self._record(pair.conversation.finish(end.direction), "")
+            end.reading = False
+            peer.fin_waits = True
+        self._send(peer)
 
     def _send(self, end: _End) -> None:
         """Send what waits for this end, as far as it takes it, and then the FIN that follows."""

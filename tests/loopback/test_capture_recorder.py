@@ -21,8 +21,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from interop.capture.files import CaptureProblem, embed_secrets, read_streams
-from interop.capture.items import DecryptionSecrets
+from interop.capture.items import LINK_TYPE_RAW, DecryptionSecrets
+from interop.capture.packets import parse_tcp
+from interop.capture.reassembly import Reassembler
 from interop.capture.recorder import RecordingRelay
+from interop.capture.relay import RelayLoop
 from interop.capture.streams import (
     CloseReason,
     Direction,
@@ -35,7 +38,7 @@ from interop.capture.streams import (
 from interop.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 C2S, S2C = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
@@ -203,18 +206,76 @@ def test_many_connections_at_once_are_kept_apart(tmp_path: Path) -> None:
     assert {recording.data[index, S2C] for index in range(number)} == expected
 
 
-def test_what_a_client_sent_just_before_leaving_is_recorded_and_delivered(tmp_path: Path) -> None:
-    path = tmp_path / "c.pcapng"
+class HeldLoop:
+    """A relay loop that stops in its first recording of client bytes until it is released."""
+
+    def __init__(self, server: tuple[str, int]) -> None:
+        self.packets: list[bytes] = []
+        self.held, self.released = threading.Event(), threading.Event()
+        listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.address = listener.getsockname()
+        self.loop = RelayLoop(listener, server, self.record, 1000)
+        self.thread = threading.Thread(target=self.loop.run)
+        self.thread.start()
+
+    def record(self, packets: Sequence[bytes], _comment: str) -> None:
+        self.packets += packets
+        if any(len(packet) > 48 for packet in packets):  # none of a handshake is as long
+            self.held.set()
+            assert self.released.wait(60)
+
+    def recorded(self) -> dict[Direction, bytes]:
+        reassembler = Reassembler()
+        found = {C2S: b"", S2C: b""}
+        for packet in self.packets:
+            segment = parse_tcp(LINK_TYPE_RAW, memoryview(packet))
+            assert segment is not None
+            for event in reassembler.feed(segment, 0):
+                if isinstance(event, StreamData):
+                    found[event.direction] += event.data
+        return found
+
+    def finish(self) -> None:
+        self.loop.stop(60)
+        self.released.set()
+        self.thread.join()
+        assert self.loop.failure is None
+
+
+def test_clients_in_the_backlog_when_the_relay_is_left_are_served() -> None:
     received: list[bytes] = []
-    with (
-        serving(lambda connection: received.append(read_all(connection))) as server,
-        RecordingRelay(server, path) as relay,
-        socket.create_connection(relay.address) as client,
-    ):
-        client.sendall(b"last words")
-        # The relay is left while the connection may still be in its listener's backlog.
-    assert received == [b"last words"]
-    assert Recording(path).data == {(0, C2S): b"last words"}
+    with serving(lambda connection: received.append(read_all(connection))) as server:
+        relay = HeldLoop(server)
+        for number in range(20):
+            with socket.create_connection(relay.address) as client:
+                client.sendall(b"last words %d" % number)
+            assert relay.held.wait(60)  # from the first one on, the loop accepts nobody
+        assert relay.loop.accepted == 1
+        relay.finish()
+    assert sorted(received) == sorted(b"last words %d" % number for number in range(20))
+
+
+def test_a_reply_from_before_a_reset_is_recorded_and_delivered() -> None:
+    """The reset is met by sending to the server, while its reply is still to be read."""
+    replied = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        relay.held.wait()
+        connection.sendall(b"413 too large")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        connection.close()
+        replied.set()
+
+    with serving(serve) as server:
+        relay = HeldLoop(server)
+        with socket.create_connection(relay.address) as client:
+            client.sendall(b"a large request")
+            assert replied.wait(60)
+            relay.finish()
+            assert client.recv(100) == b"413 too large"
+            with pytest.raises(ConnectionResetError):
+                client.recv(100)
+    assert relay.recorded() == {C2S: b"a large request", S2C: b"413 too large"}
 
 
 def test_a_reset_by_the_client_reaches_the_server_after_its_bytes(tmp_path: Path) -> None:
@@ -305,6 +366,27 @@ def test_a_client_killed_while_nobody_reads_is_noticed(tmp_path: Path) -> None:
     assert outcome == ["reset"]
     assert set(Recording(path).closed.values()) == {CloseReason.RST}
     assert b"reset by the relay" not in path.read_bytes()
+
+
+def test_a_server_that_does_not_read_holds_the_client_back(tmp_path: Path) -> None:
+    """What the relay holds is one read; the rest stays in the kernel's buffers, or unsent."""
+    may_read = threading.Event()
+    received: list[int] = []
+
+    def serve(connection: socket.socket) -> None:
+        may_read.wait()
+        received.append(len(read_all(connection)))
+
+    sent = 0
+    with serving(serve) as server, RecordingRelay(server, tmp_path / "c.pcapng") as relay:
+        with socket.create_connection(relay.address) as client:
+            client.settimeout(0.5)
+            with suppress(TimeoutError):
+                while sent < 100_000_000:
+                    sent += client.send(bytes(1 << 16))
+        may_read.set()
+    assert sent < 60_000_000
+    assert received == [sent]
 
 
 def test_a_server_that_refuses(tmp_path: Path) -> None:

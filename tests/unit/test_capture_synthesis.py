@@ -82,6 +82,14 @@ def test_checksums_of_awkward_sums(payload: bytes) -> None:
         summary(talk.data(C2S, payload)[0])
 
 
+def test_a_checksum_of_zero() -> None:
+    (packet, _) = conversation(ENDS[0]).data(C2S, bytes(2))
+    complement = packet[36:38]  # adding a checksum to what it sums up makes the sum full
+    (packet, _) = conversation(ENDS[0]).data(C2S, complement)
+    assert packet[36:38] == bytes(2)
+    assert summary(packet)[4] == complement
+
+
 def test_what_makes_no_conversation() -> None:
     with pytest.raises(ValueError, match="different IP versions"):
         conversation((ENDS[0][0], ENDS[1][1]))
