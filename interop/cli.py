@@ -44,7 +44,7 @@ application = typer.Typer(
 
 
 @application.command("prove")
-def prove_command(
+def _prove(
     out: Annotated[
         Path,
         typer.Option(metavar="DIR", help="Where the evidence goes; replaced if it is evidence."),
@@ -83,7 +83,7 @@ def prove_command(
 
 
 @application.command("verify")
-def verify_command(
+def _verify(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Evidence of `pfs prove`.")],
     fingerprint: Annotated[
         str | None,
@@ -110,7 +110,7 @@ def verify_command(
 
 
 @application.command("attack")
-def attack_command(  # noqa: PLR0917 - the command line names them all
+def _attack(  # noqa: PLR0917 - the command line names them all
     captures: Annotated[
         list[Path], typer.Argument(metavar="CAPTURE...", help="pcap or pcapng files.")
     ],

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-__all__ = ["KeyInfo", "KeyStore", "utc_now"]
+__all__ = ["KeyInfo", "KeyStore", "using_provider", "utc_now"]
 
 _PAGE = 500
 

@@ -23,20 +23,27 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print one line a peer, or with ``--debian-packages`` one package a line; return 0."""
+    """Print one line a peer, or with another option one package a line; return 0."""
     parser = argparse.ArgumentParser(prog="python -m interop.peers", description=__doc__)
     parser.add_argument(
         "--debian-packages",
         action="store_true",
         help="print the packages that bring every peer, one a line",
     )
+    parser.add_argument(
+        "--missing-packages",
+        action="store_true",
+        help="print the packages that bring the peers which are not here, one a line",
+    )
     parser.add_argument("--path", help="look here instead of on PATH")
     chosen = parser.parse_args(arguments)
-    lines = (
-        packages()
-        if chosen.debian_packages
-        else [_line(status) for status in survey(search_path=chosen.path)]
-    )
+    if chosen.debian_packages:
+        lines = packages()
+    elif chosen.missing_packages:
+        missing = [status.peer for status in survey(search_path=chosen.path) if not status.program]
+        lines = packages(peers=missing)
+    else:
+        lines = [_line(status) for status in survey(search_path=chosen.path)]
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 0
 

@@ -11,11 +11,14 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from interop.errors import PeerUnavailable
 from interop.peers.processes import run_to_completion
 from interop.peers.registry import PEERS, Peer, package_for, peer_named
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = [
     "PeerStatus",
@@ -129,7 +132,7 @@ def _status(peer: Peer, search_path: str | None) -> PeerStatus:
     return PeerStatus(peer=peer, program=program, problem="")
 
 
-def packages(distribution_id: str | None = None) -> list[str]:
-    """List the packages that bring every peer, sorted, each once."""
+def packages(distribution_id: str | None = None, *, peers: Iterable[Peer] = PEERS) -> list[str]:
+    """List the packages that bring `peers` (all of them by default), sorted, each once."""
     where = distribution() if distribution_id is None else distribution_id
-    return sorted({package_for(peer, where) for peer in PEERS})
+    return sorted({package_for(peer, where) for peer in peers})

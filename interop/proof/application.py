@@ -230,7 +230,7 @@ def send_payload(connection: ByteStream, payload: bytes, *, host: str) -> None:
     Raises `UploadError` when the answer is anything but 201 with the payload's own digest.
     """
     connection.sendall(request_bytes(payload, host=host))
-    require_acknowledged(_response_chunks(connection), payload)
+    _require_acknowledged(_response_chunks(connection), payload)
 
 
 def _response_chunks(connection: ByteStream) -> Iterator[bytes]:
@@ -238,7 +238,7 @@ def _response_chunks(connection: ByteStream) -> Iterator[bytes]:
         yield data
 
 
-def require_acknowledged(chunks: Iterator[bytes], payload: bytes) -> None:
+def _require_acknowledged(chunks: Iterator[bytes], payload: bytes) -> None:
     """Check the server's answer to `request_bytes(payload)`; raise `UploadError` otherwise."""
     connection = h11.Connection(h11.CLIENT)
     request = h11.Request(

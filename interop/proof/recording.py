@@ -57,7 +57,7 @@ SCENARIOS = (
 
 
 @dataclass(frozen=True)
-class Sending:
+class _Sending:
     """What every client needs to know to send the payload."""
 
     address: Address
@@ -81,11 +81,11 @@ def record_session(
     payload was not acknowledged, and what the client itself raises.
     """
     with RecordingRelay(server_address, capture) as relay:
-        sending = Sending(relay.address, payload, trust_anchors, trust_anchors_file)
+        sending = _Sending(relay.address, payload, trust_anchors, trust_anchors_file)
         _CLIENTS[scenario.client](scenario, sending)
 
 
-def send_as_pfs(scenario: Scenario, sending: Sending) -> None:
+def _send_as_pfs(scenario: Scenario, sending: _Sending) -> None:
     """Send the payload with our own blocking client."""
     policy = transport.DEFAULT_POLICY.narrowed(
         versions=[transport.ProtocolVersion(f"TLS {scenario.version}")],
@@ -101,16 +101,16 @@ def send_as_pfs(scenario: Scenario, sending: Sending) -> None:
         send_payload(connection, sending.payload, host=SERVER_NAME)
 
 
-def _send_as_s_client(scenario: Scenario, sending: Sending) -> None:
+def _send_as_s_client(scenario: Scenario, sending: _Sending) -> None:
     _require_acknowledged(_send_as_program(send_with_s_client, scenario, sending), sending)
 
 
-def _send_as_curl(scenario: Scenario, sending: Sending) -> None:
+def _send_as_curl(scenario: Scenario, sending: _Sending) -> None:
     _require_acknowledged(_send_as_program(send_with_curl, scenario, sending), sending)
 
 
 def _send_as_program(
-    send: Callable[..., ClientResult], scenario: Scenario, sending: Sending
+    send: Callable[..., ClientResult], scenario: Scenario, sending: _Sending
 ) -> ClientResult:
     return send(
         sending.address,
@@ -123,7 +123,7 @@ def _send_as_program(
     )
 
 
-def _require_acknowledged(result: ClientResult, sending: Sending) -> None:
+def _require_acknowledged(result: ClientResult, sending: _Sending) -> None:
     response = result.http()
     if response.body != content_digest(sending.payload):
         raise UploadError(
@@ -132,14 +132,14 @@ def _require_acknowledged(result: ClientResult, sending: Sending) -> None:
         )
 
 
-def _send_weakly(scenario: Scenario, sending: Sending) -> None:
+def _send_weakly(scenario: Scenario, sending: _Sending) -> None:
     del scenario  # there is only one thing this client can do
     with weak_connect(sending.address, sending.trust_anchors.pem(), SERVER_NAME) as connection:
         send_payload(connection, sending.payload, host=SERVER_NAME)
 
 
-_CLIENTS: Mapping[str, Callable[[Scenario, Sending], None]] = {
-    "pfs": send_as_pfs,
+_CLIENTS: Mapping[str, Callable[[Scenario, _Sending], None]] = {
+    "pfs": _send_as_pfs,
     "openssl s_client": _send_as_s_client,
     "curl": _send_as_curl,
     "weak": _send_weakly,

@@ -53,7 +53,7 @@ def anchors(identities: Any, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("group", "ours"), [("X25519", "x25519"), ("P-256", "secp256r1"), ("P-384", "secp384r1")]
 )
-def test_each_version_and_group_with_s_client(  # noqa: PLR0917 - pytest passes them by name
+def test_each_version_and_group_with_s_client(
     echo: Callable[..., Any], identities: Any, anchors: Path, version: str, group: str, ours: str
 ) -> None:
     with echo(identities.rsa) as server:
@@ -105,7 +105,7 @@ def test_each_version_and_group_with_s_client(  # noqa: PLR0917 - pytest passes 
     ],
     ids=["static RSA", "DHE", "CBC", "TLS 1.1", "ffdhe2048", "P-521"],
 )
-def test_what_s_client_is_refused(  # noqa: PLR0917 - pytest passes them by name
+def test_what_s_client_is_refused(
     echo: Callable[..., Any],
     identities: Any,
     anchors: Path,

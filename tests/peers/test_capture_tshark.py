@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import socket
 import subprocess
 import threading
@@ -17,7 +16,6 @@ from interop.capture.files import CaptureProblem, embed_secrets, read_streams
 from interop.capture.items import DecryptionSecrets
 from interop.capture.pcapng import PcapngWriter
 from interop.capture.recorder import RecordingRelay
-from interop.capture.sniffer import PacketSniffer
 from interop.capture.streams import (
     Direction,
     Endpoint,
@@ -27,7 +25,7 @@ from interop.capture.streams import (
     StreamOpened,
 )
 from interop.capture.synthesis import Conversation
-from interop.errors import InputError, PeerUnavailable
+from interop.peers.tcpdump import record_with_tcpdump
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -287,63 +285,21 @@ def test_a_snapshot_length_makes_gaps_and_no_garbage(
     assert position == {C2S: len(data), S2C: len(data)}
 
 
-def test_the_sniffer_has_every_packet_when_it_is_left(
+def test_captures_of_tcpdump_hold_every_byte(
     tmp_path: Path,
     require_program: Callable[[str], Program],
-    tshark: Callable[..., list[str]],
     echo_server: tuple[str, int],
 ) -> None:
     require_program("tcpdump")
     data = os.urandom(3_000_000)
-    for round_number in range(5):
+    for round_number in range(3):
         path = tmp_path / f"{round_number}.pcap"
-        with PacketSniffer(echo_server[1], path):
+        with record_with_tcpdump(path, ports=[echo_server[1]]):
             exchange(echo_server, data)
         events = list(read_streams(path))
         ((_, sent),) = ((key, data) for key, data in streams(path).items() if key[1] is C2S)
         assert sent == data
         assert len([event for event in events if isinstance(event, StreamClosed)]) == 2
-        assert path.stat().st_mode & 0o777 == 0o600
-        assert len(tshark(path, "-Y", "tcp.flags.syn == 1")) == 2
-
-
-def test_the_sniffer_makes_do_with_dumpcap(
-    tmp_path: Path,
-    require_program: Callable[[str], Program],
-    echo_server: tuple[str, int],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    require_program("tshark")
-    dumpcap = shutil.which("dumpcap")
-    if dumpcap is None:
-        pytest.skip("unsupported: dumpcap is not installed")
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    monkeypatch.setenv("PATH", str(programs))
-    with pytest.raises(PeerUnavailable, match="install tcpdump"), PacketSniffer(1, tmp_path / "c"):
-        pass
-    (programs / "dumpcap").symlink_to(dumpcap)
-    data, path = os.urandom(500_000), tmp_path / "d"
-    with PacketSniffer(echo_server[1], path):
-        exchange(echo_server, data)
-    ((_, sent),) = ((key, data) for key, data in streams(path).items() if key[1] is C2S)
-    assert sent == data
-
-
-def test_the_sniffer_says_what_is_wrong(
-    tmp_path: Path, require_program: Callable[[str], Program]
-) -> None:
-    require_program("tcpdump")
-    with (
-        pytest.raises(PeerUnavailable, match="no-such-if"),
-        PacketSniffer(1, tmp_path / "c", interface="no-such-if"),
-    ):
-        pass
-    with pytest.raises(InputError, match="No such file"), PacketSniffer(1, tmp_path / "no" / "c"):
-        pass
-    (tmp_path / "taken").touch()
-    with pytest.raises(InputError, match="File exists"), PacketSniffer(1, tmp_path / "taken"):
-        pass
 
 
 def test_thousands_of_interleaved_connections_agree_with_tshark(

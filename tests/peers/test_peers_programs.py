@@ -133,6 +133,10 @@ def test_listing_of_packages() -> None:
     assert run_listing("--debian-packages") == packages()
 
 
+def test_listing_of_missing_packages(tmp_path: Path) -> None:
+    assert run_listing("--missing-packages", "--path", str(tmp_path)) == packages()
+
+
 def test_openssl_on_this_machine_knows_every_spelling(
     require_program: Callable[[str], Program],
 ) -> None:

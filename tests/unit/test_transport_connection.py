@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from OpenSSL._util import lib
 
 from certs.credential import Credential, TrustAnchors
 from transport import (
@@ -41,6 +45,8 @@ class World(NamedTuple):
     rsa: Credential
     expired: Credential
     wildcard: Credential
+    by_hand: Credential
+    common_name: Credential
     anchors: TrustAnchors
     foreign: Credential
     foreign_anchors: TrustAnchors
@@ -52,6 +58,32 @@ def issue(authority: trustme.CA, *names: str, **options: object) -> Credential:
     return Credential.from_pem(chain, issued.private_key_pem.bytes())
 
 
+def issue_by_hand(authority: trustme.CA, common_name: str, *names: str) -> Credential:
+    """Issue what trustme would not: names that are no names, or a common name alone."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    issuer = x509.load_pem_x509_certificate(authority.cert_pem.bytes())
+    signer = serialization.load_pem_private_key(authority.private_key_pem.bytes(), None)
+    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    now = dt.datetime.now(dt.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)]))
+        .issuer_name(issuer.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+        )
+    )
+    if names:
+        builder = builder.add_extension(
+            x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False
+        )
+    return Credential(key, (builder.sign(signer, hashes.SHA256()),))
+
+
 @pytest.fixture(scope="module")
 def world() -> World:
     ours, foreign = (trustme.CA(key_type=trustme.KeyType.ECDSA) for _ in range(2))
@@ -61,6 +93,8 @@ def world() -> World:
         rsa=issue(ours, "localhost", key_type=trustme.KeyType.RSA),
         expired=issue(ours, "localhost", not_after=past),
         wildcard=issue(ours, "*.example.test"),
+        by_hand=issue_by_hand(ours, "by hand", "foo*.example.test", "whole.example.test"),
+        common_name=issue_by_hand(ours, "cn.example"),
         anchors=TrustAnchors.from_pem(ours.cert_pem.bytes()),
         foreign=issue(foreign, "localhost"),
         foreign_anchors=TrustAnchors.from_pem(foreign.cert_pem.bytes()),
@@ -436,6 +470,43 @@ def test_a_wildcard_is_one_whole_label(world: World) -> None:
     assert not pair(world, credential=world.wildcard, name="a.example.test").errors
     for name in ("example.test", "a.b.example.test", "a.example.org"):
         assert "client" in pair(world, credential=world.wildcard, name=name).errors
+
+
+def test_part_of_a_label_is_no_wildcard(world: World) -> None:
+    """RFC 9525 section 6.3: OpenSSL alone would take it."""
+    assert not pair(world, credential=world.by_hand, name="whole.example.test").errors
+    assert "client" in pair(world, credential=world.by_hand, name="foobar.example.test").errors
+
+
+def test_the_common_name_is_no_name(world: World) -> None:
+    """RFC 9525 section 2: a certificate without subject alternative names names nobody."""
+    assert "client" in pair(world, credential=world.common_name, name="cn.example").errors
+
+
+@BOTH_VERSIONS
+def test_an_error_left_over_in_this_thread_is_not_blamed_on_a_connection(
+    world: World, policy: SecurityPolicy
+) -> None:
+    """OpenSSL's error queue is per thread, and shared with whatever else uses OpenSSL in it."""
+
+    def leave_an_error() -> None:
+        lib.ERR_put_error(lib.ERR_LIB_EVP, 0, 100, b"elsewhere.c", 1)
+        assert lib.ERR_peek_error() != 0
+
+    client = TLSCore(client_context(world.anchors, policy), None, server_hostname="localhost")
+    server = TLSCore(server_context(world.ec, policy), None)
+    leave_an_error()
+    assert client.handshake() is Want.READ
+    ends = Pair(client, server)
+    ends.step()
+    leave_an_error()
+    assert server.handshake() is Want.READ
+    assert not ends.handshake().errors
+    leave_an_error()
+    assert server.read(1) is Want.READ
+    leave_an_error()
+    assert server.read_into(memoryview(bytearray(1))) is Want.READ
+    lib.ERR_clear_error()
 
 
 def test_an_address_is_not_sent_as_server_name(world: World) -> None:

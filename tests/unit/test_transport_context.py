@@ -237,12 +237,49 @@ PROGRAM = """
 """
 
 
-def run_under(configuration: str, folder: Path) -> subprocess.CompletedProcess[str]:
+# The same, with an authority whose RSA key has a size of our choice.
+AUTHORITY = """
+    import datetime
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    from certs.credential import Credential, TrustAnchors
+
+    signer = rsa.generate_private_key(65537, BITS)
+    key = ec.generate_private_key(ec.SECP256R1())
+    root = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "root")])
+    now = datetime.datetime.now(datetime.UTC)
+
+    def certificate(subject, public_key, *extensions):
+        builder = x509.CertificateBuilder(
+            root, x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)]), public_key, 1,
+            now - datetime.timedelta(days=1), now + datetime.timedelta(days=1),
+        )
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=extension.oid.dotted_string == CA)
+        return builder.sign(signer, hashes.SHA256())
+
+    CA = "2.5.29.19"
+    subject_key = x509.SubjectKeyIdentifier.from_public_key(signer.public_key())
+    usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+    anchors = TrustAnchors((certificate(
+        "root", signer.public_key(), x509.BasicConstraints(True, None), subject_key, usage
+    ),))
+    credential = Credential(key, (certificate(
+        "leaf", key.public_key(), x509.SubjectAlternativeName([x509.DNSName("localhost")]),
+        x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(subject_key),
+    ),))
+"""
+
+
+def run_under(
+    configuration: str, folder: Path, program: str = PROGRAM
+) -> subprocess.CompletedProcess[str]:
     path = folder / "openssl.cnf"
     path.write_text(textwrap.dedent(configuration))
     environment = {**os.environ, "OPENSSL_CONF": str(path), "SSLKEYLOGFILE": str(folder / "keys")}
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PROGRAM)],
+        [sys.executable, "-c", textwrap.dedent(program)],
         env=environment,
         cwd=ROOT,
         capture_output=True,
@@ -258,6 +295,14 @@ def test_a_configuration_file_moves_nothing(tmp_path: Path) -> None:
     assert "moved ['TLS_AES_128_CCM_SHA256', 'AES128-SHA']" in done.stdout
     assert "negotiated TLS 1.3 X25519MLKEM768" in done.stdout, done.stderr
     assert done.returncode == 0
+
+
+def test_a_configuration_file_does_not_lower_the_security_level(tmp_path: Path) -> None:
+    for bits, expected in ((1024, "CertificateRejected"), (2048, "negotiated TLS 1.3")):
+        made = AUTHORITY.replace("BITS", str(bits))
+        start, end = PROGRAM.index("    authority ="), PROGRAM.index("    try:")
+        done = run_under(HOSTILE, tmp_path, program=PROGRAM[:start] + made + PROGRAM[end:])
+        assert expected in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("option", ["UnsafeLegacyRenegotiation", "AllowNoDHEKEX"])
