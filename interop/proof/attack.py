@@ -54,10 +54,6 @@ class AttackReport(msgspec.Struct, frozen=True):
     sessions: tuple[AttackedSession, ...]
     problems: tuple[Problem, ...]
 
-    def to_json(self) -> bytes:
-        """Return the report as UTF-8 JSON with a final newline."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
-
 
 def load_stolen(
     server_keys: Iterable[Path], key_logs: Iterable[Path]

@@ -21,9 +21,9 @@ import hashlib
 import hmac
 import json
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -54,8 +54,7 @@ _SIGNATURE_BYTES = 64
 _MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """One difference between what was signed and what is there."""
 
     path: str

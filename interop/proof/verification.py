@@ -8,8 +8,9 @@ of it. Nothing in the report is believed; it is what the recomputed values are c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from certs.errors import CertsError
 from interop.errors import InputError, InteropError
@@ -28,8 +29,7 @@ __all__ = ["Verification", "verify"]
 _MAX_REPORT_BYTES = 64 * 1024 * 1024
 
 
-@dataclass(frozen=True)
-class Verification:
+class Verification(msgspec.Struct, frozen=True):
     """What came of checking an evidence directory.
 
     `changes` are files that are not as they were signed; `disagreements`, statements of the report

@@ -399,6 +399,24 @@ def test_a_client_that_dribbles_meets_the_same_deadline(
         assert isinstance(server.outcome(), HandshakeTimeout)
 
 
+def test_a_handshake_has_the_earlier_of_its_two_deadlines(identities: Any) -> None:
+    near, far = socket.socketpair()
+    near.settimeout(0.1)
+    client = transport.wrap_socket(
+        near,
+        trust_anchors=identities.anchors,
+        server_hostname="localhost",
+        handshake_timeout_seconds=10 * DEADLINE_SECONDS,
+    )
+    started = time.monotonic()
+    for _ in range(2):  # and it stays over
+        with pytest.raises(HandshakeTimeout):
+            client.recv(1)
+    assert time.monotonic() - started < DEADLINE_SECONDS
+    client.close()
+    far.close()
+
+
 def test_a_silent_server_meets_the_deadline(exchange: Callable[..., Any], identities: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(HandshakeTimeout):
         exchange(silent.getsockname(), b"x", trust_anchors=identities.anchors, timeout_seconds=0.2)

@@ -506,7 +506,14 @@ def test_an_error_left_over_in_this_thread_is_not_blamed_on_a_connection(
     assert server.read(1) is Want.READ
     leave_an_error()
     assert server.read_into(memoryview(bytearray(1))) is Want.READ
-    lib.ERR_clear_error()
+    server.receive_end()
+    leave_an_error()
+    with pytest.raises(TruncatedStream):
+        server.read_into(memoryview(bytearray(1)))
+    client.receive_end()
+    leave_an_error()
+    with pytest.raises(TruncatedStream):
+        client.read(1)
 
 
 def test_an_address_is_not_sent_as_server_name(world: World) -> None:

@@ -1,0 +1,46 @@
+"""``pfs attack``."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from interop.commands.output import complain, console, print_json
+from interop.progress import ConsoleProgress, SilentProgress
+from interop.proof.attack import AttackReport, attack_captures, load_stolen
+from interop.proof.directory import whole_directory
+from interop.proof.report.terminal import print_attack
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+__all__ = ["run"]
+
+
+def run(
+    *,
+    captures: Sequence[Path],
+    server_keys: Sequence[Path],
+    key_logs: Sequence[Path],
+    plaintext: Path | None,
+    use_secrets_blocks: bool,
+    as_json: bool,
+) -> int:
+    """Attack the captures, print what came of it, and return 0, whatever opened."""
+    keys, problems = load_stolen(server_keys, key_logs)
+    with ExitStack() as stack:
+        progress = stack.enter_context(SilentProgress() if as_json else ConsoleProgress())
+        progress.stage("attacking")
+        folder = None if plaintext is None else stack.enter_context(whole_directory(plaintext))
+        attacked = attack_captures(
+            captures, keys, plaintext=folder, use_secrets_blocks=use_secrets_blocks
+        )
+    report = AttackReport(attacked.sessions, (*problems, *attacked.problems))
+    for problem in report.problems:
+        complain(f"{problem.file}: {problem.message}")
+    if as_json:
+        print_json(report)
+    else:
+        print_attack(console(), report)
+    return 0
