@@ -25,8 +25,9 @@ mistaken for an orderly end of data, as close_notify could. Records waiting to b
 lost, since the old output side is drained first.
 
 **`clear_error_queue`** must run before each call into libssl: the queue is per thread and shared
-with everything else that uses OpenSSL in it, and `SSL_get_error` takes a stale entry for a failure
-of this connection.
+with everything else that uses OpenSSL in it. Since OpenSSL 4.0 `SSL_get_error` no longer looks at
+it, but whoever reads the reason of a failure does, pyOpenSSL as well as `transport.translation`: a
+stale entry would turn a truncation into somebody else's error.
 """
 
 # ruff: noqa: SLF001 - pyOpenSSL keeps the pointers that the binding wants in private attributes
