@@ -144,7 +144,7 @@ def _expectation(session: Session, theft: Theft) -> tuple[bool, str]:
             return True, "RFC 9846, section 7.3" if tls13 else "RFC 5246, section 6.3"
         return False, "RFC 9846, section 7.1" if tls13 else "RFC 5246, section 8.1"
     if session.forward_secret:
-        return False, "RFC 9846, appendix F.1" if tls13 else "RFC 8422, section 2"
+        return False, "RFC 8446, appendix E.1" if tls13 else "RFC 8422, section 2"
     return True, "RFC 5246, section 7.4.7.1"
 
 
