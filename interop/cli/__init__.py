@@ -1,0 +1,69 @@
+"""The ``pfs`` command line: names, options and help. What commands do is in the ``commands`` packages.
+
+One line on stderr and exit status 2 for bad input, 1 for a refuted claim or changed evidence, 0
+when all holds. Never a traceback for what a user can cause; Ctrl-C leaves nothing half-written.
+
+Modules here import only what spelling takes. A command's own module is imported when the command
+is called, so that none pays for what another needs: the database and the TLS library take longer
+to import than a small capture takes to read.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+from certs.errors import CertsError
+from interop.cli import proof
+from interop.errors import InteropError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+__all__ = ["application", "main"]
+
+_EXIT_REFUTED, _EXIT_BAD_INPUT, _EXIT_INTERRUPTED = 1, 2, 130
+
+application = typer.Typer(
+    name="pfs",
+    help="Forward-secret TLS, with the evidence.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+application.add_typer(proof.commands)
+
+
+def main() -> None:
+    """Run the command line; the entry point of ``pfs``."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        # Not standalone: a usage error is then one line of ours, like any other bad input.
+        status = application(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except (InteropError, CertsError) as error:
+        status = _complain(str(error))
+    except typer.TyperException as error:
+        status = _complain(f"{error.format_message()} (pfs --help lists what there is)")
+    except BrokenPipeError:
+        # Whoever read our output has gone; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = _EXIT_REFUTED
+    except OSError as error:
+        status = _complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    if status == _EXIT_INTERRUPTED:
+        _complain("interrupted; nothing was written")
+    sys.exit(status)
+
+
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    """End as Ctrl-C does, cleaning up, with the exit status of the signal."""
+    sys.exit(128 + number)
+
+
+def _complain(message: str) -> int:
+    sys.stderr.write(f"pfs: {' '.join(message.split())}\n")
+    return _EXIT_BAD_INPUT
