@@ -1,4 +1,4 @@
-"""The ``pfs`` command line: names, options and help. What commands do is in the ``commands`` packages.
+"""The ``pfs`` command line: names, options, help. What commands do is in the ``commands`` packages.
 
 One line on stderr and exit status 2 for bad input, 1 for a refuted claim or changed evidence, 0
 when all holds. Never a traceback for what a user can cause; Ctrl-C leaves nothing half-written.
@@ -53,7 +53,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = _EXIT_REFUTED
     except OSError as error:
-        status = _complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
+        where = f"{error.filename}: " if error.filename else ""
+        status = _complain(f"{where}{error.strerror or error}")
     if status == _EXIT_INTERRUPTED:
         _complain("interrupted; nothing was written")
     sys.exit(status)
