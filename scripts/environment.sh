@@ -12,7 +12,8 @@ has_apt() { command -v apt-get >/dev/null 2>&1; }
 
 apt_install() {
   DEBIAN_FRONTEND=noninteractive apt-get -qq update
-  DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends "$@" </dev/null
+  # What dpkg unpacks is of no interest; what goes wrong comes on stderr.
+  DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends "$@" </dev/null >/dev/null
 }
 
 # The first interpreter that really runs and is new enough: PFS_PYTHON, python3, then by version.
