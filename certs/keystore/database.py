@@ -24,7 +24,7 @@ nothing pending, so it is opened ``immutable``: no lock, no side file, and not o
 from __future__ import annotations
 
 import sqlite3
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -231,7 +231,8 @@ def _engine(path: Path, mode: str, busy_timeout_seconds: float) -> Engine:
             isolation_level=None,  # autocommit: BEGIN is ours to say
             check_same_thread=False,  # the pool hands a connection to one thread at a time
         )
-        try:
+        with ExitStack() as undo:
+            undo.callback(connection.close)  # a damaged file makes more than sqlite3.Error
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES)
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA trusted_schema = OFF")  # no functions from a forged schema
@@ -239,9 +240,7 @@ def _engine(path: Path, mode: str, busy_timeout_seconds: float) -> Engine:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("PRAGMA secure_delete = ON")  # replaced records leave no trace
-        except sqlite3.Error:
-            connection.close()
-            raise
+            undo.pop_all()
         return connection
 
     engine = sqlalchemy.create_engine(

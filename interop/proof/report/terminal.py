@@ -64,7 +64,7 @@ def _matrix(report: Report) -> Table:
                 if cell.stolen.startswith("session-secrets:") and cell.stolen != own
             ],
         )
-        negotiated = f"{session.version} {session.group or 'static RSA'}, {session.client}"
+        negotiated = f"{session.version} {session.group or 'static RSA'}"
         table.add_row(
             Text(session.name) + Text(f"\n{negotiated}", style="dim"),
             *(_summary(column) for column in columns),
