@@ -43,7 +43,7 @@ from transport.errors import AlertDescription, PolicyViolation
 from transport.translation import queued_reasons, translate_error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from ipaddress import IPv4Address, IPv6Address
 
     from transport.errors import TransportError
@@ -62,6 +62,7 @@ __all__ = [
     "set_alpn_selection",
     "set_groups",
     "set_modes",
+    "set_server_name_selection",
     "set_signature_schemes",
     "set_verification_strictness",
     "weakening_options",
@@ -195,6 +196,34 @@ def set_alpn_selection(context: SSL.Context, protocols: Sequence[bytes]) -> None
     # The C side holds no reference: the callback lives as long as its context.
     context._alpn_select_callback = callback
     lib.SSL_CTX_set_alpn_select_cb(context._context, callback, ffi.NULL)
+
+
+def set_server_name_selection(
+    context: SSL.Context, choose: Callable[[str], SSL.Context | None], *, refuse_unknown: bool
+) -> None:
+    """Let a server continue a handshake in the context that belongs to the client's server_name.
+
+    `choose` gets the name and must be fast and not raise; None is an unknown name. With
+    `refuse_unknown` that ends in alert unrecognized_name (RFC 6066 section 3), else the handshake
+    goes on in `context` and the name is not acknowledged. pyOpenSSL's own callback cannot refuse.
+    `choose` must not refer to `context`, which keeps it, and with it what it chooses from, alive.
+    """
+    unknown = int(lib.SSL_TLSEXT_ERR_ALERT_FATAL if refuse_unknown else lib.SSL_TLSEXT_ERR_NOACK)
+
+    def select(ssl: Any, _alert: Any, _argument: Any) -> int:
+        name = lib.SSL_get_servername(ssl, lib.TLSEXT_NAMETYPE_host_name)
+        if name == ffi.NULL:
+            return int(lib.SSL_TLSEXT_ERR_NOACK)
+        chosen = choose(ffi.string(name).decode("ascii", "backslashreplace"))
+        if chosen is None:
+            return unknown  # the library's choice of alert here is unrecognized_name
+        lib.SSL_set_SSL_CTX(ssl, chosen._context)
+        return int(lib.SSL_TLSEXT_ERR_OK)
+
+    refusal = int(lib.SSL_TLSEXT_ERR_ALERT_FATAL)
+    callback = ffi.callback("int(SSL *, int *, void *)", select, error=refusal)
+    context._tlsext_servername_callback = callback
+    lib.SSL_CTX_set_tlsext_servername_callback(context._context, callback)
 
 
 def extended_main_secret(connection: SSL.Connection) -> bool:

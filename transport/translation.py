@@ -87,6 +87,13 @@ _REASONS: Mapping[str, _Meaning] = {
         ),
         (
             PeerIncompatible,
+            _Alert.unrecognized_name,
+            "the peer asked for a server name that is not served here",
+            "connect by a name of one of the credentials, or add a credential for this name",
+            ("callback failed",),  # of the callbacks in use only that for server_name can fail
+        ),
+        (
+            PeerIncompatible,
             _Alert.handshake_failure,
             "the peer lacks secure renegotiation (RFC 5746)",
             "update the peer",
