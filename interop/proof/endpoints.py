@@ -18,8 +18,6 @@ import transport
 from transport import KeyLogBuffer
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from certs.credential import Credential
     from interop.proof.application import Application
     from transport import TLSListener, TLSSocket
@@ -60,12 +58,7 @@ class BlockingEndpoint:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self._listener.close()
         self._thread.join(_DEADLINE_SECONDS)
         for thread in self._serving:
@@ -110,12 +103,7 @@ class AsyncioEndpoint:
             raise self._failure
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         if self._loop is not None and self._stop is not None:
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(_DEADLINE_SECONDS)
