@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from certs.errors import CertsError
-from interop.cli import proof
+from interop.cli import proof, serve
 from interop.errors import InteropError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ application = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 application.add_typer(proof.commands)
+application.add_typer(serve.commands)
 
 
 def main() -> None:

@@ -1,0 +1,122 @@
+"""``pfs serve``: the server of `transport.server` with one of two small applications."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from transport.applications import echo, echo_blocking, serve_page, serve_page_blocking
+from transport.commands.addresses import parse_address
+from transport.errors import APIMisuse
+from transport.policy import get_policy
+from transport.server import (
+    CredentialFiles,
+    Engine,
+    JSONLinesLog,
+    Limits,
+    ServedCredential,
+    Server,
+    ServerSettings,
+    UnknownName,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transport.server_settings import BlockingHandler, Handler
+
+__all__ = ["DEFAULT_PORT", "run"]
+
+DEFAULT_PORT: Final = 8443
+
+
+def run(
+    *,
+    application: str,
+    listen: Sequence[str],
+    certificates: Sequence[Path],
+    keys: Sequence[Path],
+    named: Sequence[str],
+    client_ca: Path | None,
+    policy: str,
+    alpn: Sequence[str],
+    engine: str,
+    workers: int,
+    refuse_unknown_names: bool,
+    limits: Limits,
+    metrics: str | None,
+    reload_check_seconds: float,
+    log_connections: bool,
+) -> int:
+    """Serve until SIGTERM or Ctrl-C, drain, and return 0. Raises `APIMisuse` and `OSError`."""
+    chosen = Engine(engine)
+    settings = ServerSettings(
+        handler=_handler(application, chosen, limits),
+        credentials=_credentials(certificates, keys, named),
+        engine=chosen,
+        workers=workers,
+        policy=get_policy(policy),
+        client_anchors=client_ca,
+        alpn_protocols=tuple(alpn) or (("http/1.1",) if application == "http" else ()),
+        unknown_name=UnknownName.REFUSE if refuse_unknown_names else UnknownName.DEFAULT,
+        limits=limits,
+        log=JSONLinesLog(),
+        log_connections=log_connections,
+        metrics_address=None if metrics is None else _first(metrics),
+        reload_check_seconds=reload_check_seconds or None,
+    )
+    addresses = [found for text in listen for found in _resolve(*parse_address(text))]
+    Server(settings, addresses, on_ready=_announce).run()
+    return 0
+
+
+def _handler(application: str, engine: Engine, limits: Limits) -> Handler | BlockingHandler:
+    if application == "echo":
+        return echo if engine is Engine.ASYNCIO else echo_blocking
+    make = serve_page if engine is Engine.ASYNCIO else serve_page_blocking
+    return make(limits.header_timeout_seconds)
+
+
+def _credentials(
+    certificates: Sequence[Path], keys: Sequence[Path], named: Sequence[str]
+) -> tuple[ServedCredential, ...]:
+    if len(certificates) != len(keys):
+        raise APIMisuse(
+            f"{len(certificates)} certificates and {len(keys)} keys were given",
+            advice="give one --key for each --cert, in the same order",
+        )
+    served = [
+        ServedCredential(CredentialFiles(certificate, key))
+        for certificate, key in zip(certificates, keys, strict=True)
+    ]
+    for text in named:
+        name, equals, files = text.partition("=")
+        certificate, comma, key = files.rpartition(",")
+        if not (name and equals and certificate and comma and key):
+            raise APIMisuse(f"--sni {text!r} is incomplete", advice="write --sni NAME=CERT,KEY")
+        served.append(ServedCredential(CredentialFiles(Path(certificate), Path(key)), (name,)))
+    if not served:
+        raise APIMisuse(
+            "no certificate was given",
+            advice="give --cert FILE and --key FILE, such as `pfs ca issue` or mkcert makes",
+        )
+    return tuple(served)
+
+
+def _resolve(host: str, port: int) -> list[tuple[str, int]]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    addresses = [(str(entry[4][0]), int(entry[4][1])) for entry in found]
+    return list(dict.fromkeys(addresses))
+
+
+def _first(text: str) -> tuple[str, int]:
+    return _resolve(*parse_address(text))[0]
+
+
+def _announce(addresses: tuple[tuple[str, int], ...]) -> None:
+    for host, port in addresses:
+        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        sys.stdout.write(f"listening on {shown}; Ctrl-C drains and stops\n")
+    sys.stdout.flush()

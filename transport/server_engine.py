@@ -1,0 +1,352 @@
+"""The asyncio engine of a worker: accepting, limits, deadlines, credentials, drain.
+
+`ServerEngine` takes listening sockets and serves them in the running loop until it is drained. It
+is what each worker process of `transport.server_workers` runs, and it can be used by itself in a
+loop that exists already, where `reload` and `replace_credentials` swap what new connections use.
+
+**A connection's way.** The callback of the listening socket accepts (64 at most before others get
+their turn) and asks the ledger; whom it refuses gets a fatal alert in the clear, so that the
+peer's log says more than "connection reset". Everyone else gets a task: handshake under its
+deadline, the check of what was negotiated (`transport.negotiated`), authorization, the handler. The
+task's end is the only place where a place in the ledger is given back.
+
+**Idle and lifetime.** How long a connection was idle is asked of the kernel (``TCP_INFO``), which
+notes every segment of data in either direction. No read or write of the application pays for the
+deadline, and a handler cannot forget to. A peer that stops reading while a response is sent counts
+as idle too once nothing gets through. A connection that is cut ends without close_notify, since
+nobody can say that what was sent was complete.
+
+**Running out of descriptors.** `accept` then fails at once and goes on failing while the listening
+socket stays readable, so accepting stops until a connection of ours has ended, a second at most.
+Those who wait are in the kernel's queue.
+
+**Drain.** Listening stops first. Connections that are idle (`Client.idle`) close, with
+close_notify; the others have until the drain deadline to finish what they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import struct
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, cast
+
+from transport.connection import close_politely
+from transport.errors import AlertDescription
+from transport.server_limits import ConnectionLedger, DeadlineHeap, client_key
+from transport.server_settings import Client, Handler, ServerSettings, WorkerState
+from transport.tls_stream import DEFAULT_LIMIT_BYTES, TLSStream, establish
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transport.credentials import LiveIdentity, ServedCredential
+    from transport.server_events import ServerEvents
+
+__all__ = ["ServerEngine", "idle_seconds", "refuse_politely"]
+
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_ACCEPT_PAUSE_SECONDS: Final = 1.0
+_MAX_ACCEPTS_PER_TURN: Final = 64
+_SWEEP_SECONDS: Final = 0.25
+
+# A fatal alert before any key exists. RFC 9846 section 6.2 on internal_error: "an internal error
+# unrelated to the peer or the correctness of the protocol".
+_BUSY_ALERT: Final = bytes((21, 3, 3, 0, 2, 2, AlertDescription.internal_error))
+
+# struct tcp_info of linux/tcp.h: milliseconds since data was last sent, and last received.
+_LAST_DATA_SENT_OFFSET: Final = 44
+_LAST_DATA_RECEIVED_OFFSET: Final = 52
+_TCP_INFO_BYTES: Final = 56
+
+
+class _Visit:
+    """One connection that the engine looks after."""
+
+    __slots__ = ("client", "ended", "key", "lives_until", "started", "stream", "transport")
+
+    def __init__(
+        self,
+        transport: socket.socket,
+        client: Client,
+        key: str,
+        started: float,
+        lives_until: float | None,
+    ) -> None:
+        self.transport = transport
+        self.client = client
+        self.key = key
+        self.started = started
+        self.lives_until = lives_until
+        self.stream: TLSStream | None = None
+        self.ended = False
+
+
+class ServerEngine:
+    """Serves listening sockets in the running event loop; see the module's top.
+
+    `listeners` must be listening; the engine owns them from now on. The identity must be loaded.
+    """
+
+    def __init__(
+        self,
+        listeners: Sequence[socket.socket],
+        settings: ServerSettings,
+        identity: LiveIdentity,
+        events: ServerEvents,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listeners = tuple(listeners)
+        self._settings = settings
+        self._limits = settings.limits
+        self._handler = cast("Handler", settings.handler)
+        self._identity = identity
+        self._events = events
+        self._ledger = ConnectionLedger(settings.limits, self._loop.time())
+        self._deadlines: DeadlineHeap[_Visit] = DeadlineHeap()
+        self._visits: dict[asyncio.Task[None], _Visit] = {}
+        self._state = WorkerState()
+        self._pause: asyncio.TimerHandle | None = None
+        self._load_lock = asyncio.Lock()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._reloading: asyncio.Task[bool] | None = None
+
+    def __repr__(self) -> str:
+        return f"<ServerEngine with {self.open_connections} connections>"
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open, those in their handshake included."""
+        return self._ledger.open_connections
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """The listening sockets; none once draining."""
+        return self._listeners
+
+    def start(self) -> None:
+        """Begin to accept."""
+        for listener in self._listeners:
+            listener.settimeout(0)
+        self._accept_again()
+        self._sweep()
+        if self._settings.reload_check_seconds is not None:
+            self._look_at_files(self._settings.reload_check_seconds)
+
+    # Credentials
+
+    async def reload(self) -> bool:
+        """Load all credentials anew; False if they are bad and the old ones stay."""
+        return await self._load(None)
+
+    async def replace_credentials(self, served: Sequence[ServedCredential]) -> bool:
+        """Serve with other credentials from now on; False if they are bad and the old ones stay."""
+        return await self._load(served)
+
+    async def _load(self, served: Sequence[ServedCredential] | None) -> bool:
+        async with self._load_lock:
+            try:
+                # On a thread: a key may come from a slow store, and an RSA key takes its time.
+                loaded = await asyncio.to_thread(self._identity.load, served)
+            except Exception as error:  # noqa: BLE001 - a source may be anybody's code
+                self._events.credentials_kept(error)
+                return False
+            self._events.credentials_loaded(loaded)
+            return True
+
+    def _look_at_files(self, interval_seconds: float) -> None:
+        self._timers["files"] = self._loop.call_later(
+            interval_seconds, self._look_at_files, interval_seconds
+        )
+        idle = self._reloading is None or self._reloading.done()
+        if idle and self._identity.has_changed():
+            self._reloading = self._loop.create_task(self.reload())
+
+    # Accepting
+
+    def _accept_again(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        for listener in self._listeners:
+            self._loop.add_reader(listener.fileno(), self._accept, listener)
+
+    def _pause_accepting(self, error: OSError) -> None:
+        for listener in self._listeners:
+            self._loop.remove_reader(listener.fileno())
+        self._pause = self._loop.call_later(_ACCEPT_PAUSE_SECONDS, self._accept_again)
+        self._events.accepting_paused(error)
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(_MAX_ACCEPTS_PER_TURN):
+            try:
+                transport, address = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                self._pause_accepting(error)
+                return
+            self._admit(transport, address)
+
+    def _admit(self, transport: socket.socket, address: tuple[str, int]) -> None:
+        now = self._loop.time()
+        key = client_key(str(address[0]))
+        refusal = self._ledger.admit(key, now)
+        if refusal is not None:
+            refuse_politely(transport)
+            self._events.refused(address, refusal)
+            return
+        lifetime = self._limits.lifetime_seconds
+        visit = _Visit(
+            transport,
+            Client(address, self._state),
+            key,
+            now,
+            None if lifetime is None else now + lifetime,
+        )
+        self._events.meter.opened()
+        task = self._loop.create_task(self._serve(visit))
+        self._visits[task] = visit
+        task.add_done_callback(self._ended)
+
+    # One connection
+
+    async def _serve(self, visit: _Visit) -> None:
+        address = visit.client.address
+        try:
+            stream = await establish(
+                visit.transport,
+                self._identity.endpoint,
+                handshake_timeout_seconds=self._limits.handshake_timeout_seconds,
+                shutdown_timeout_seconds=self._limits.shutdown_timeout_seconds,
+                limit_bytes=DEFAULT_LIMIT_BYTES,
+            )
+            self._authorize(stream)
+        except OSError as error:
+            elapsed = self._loop.time() - visit.started
+            self._events.handshake_failed(address, error, elapsed)
+            return
+        visit.stream = stream
+        now = self._loop.time()
+        self._events.handshake_done(address, stream.negotiated, now - visit.started)
+        self._watch(visit, now)
+        async with stream:
+            await self._handler(stream, visit.client)
+
+    def _authorize(self, stream: TLSStream) -> None:
+        if self._settings.authorize is None:
+            return
+        try:
+            self._settings.authorize(stream.negotiated)
+        except BaseException:
+            stream.abort()
+            raise
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        visit = self._visits.pop(task)
+        visit.ended = True
+        self._ledger.release(visit.key)
+        self._events.meter.closed()
+        if self._pause is not None:
+            self._accept_again()  # a descriptor is free
+        if visit.client.cut_reason is not None or task.cancelled():
+            return  # already reported
+        error = task.exception()
+        if error is not None:
+            self._events.connection_failed(visit.client.address, error)
+
+    # Deadlines
+
+    def _watch(self, visit: _Visit, now: float) -> None:
+        idle = self._limits.idle_timeout_seconds
+        due = min(
+            float("inf") if idle is None else now + idle,
+            float("inf") if visit.lives_until is None else visit.lives_until,
+        )
+        if due < float("inf"):
+            self._deadlines.push(due, visit)
+
+    def _sweep(self) -> None:
+        self._timers["deadlines"] = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
+        now = self._loop.time()
+        while (visit := self._deadlines.pop_due(now)) is not None:
+            if not visit.ended:
+                self._look_at(visit, now)
+
+    def _look_at(self, visit: _Visit, now: float) -> None:
+        if visit.lives_until is not None and now >= visit.lives_until:
+            self._cut(visit, "lifetime is over")
+            return
+        limit = self._limits.idle_timeout_seconds
+        idle = idle_seconds(visit.transport)
+        if limit is not None and idle is not None and idle >= limit:
+            self._cut(visit, "idle for too long")
+            return
+        self._watch(visit, now - (idle or 0.0))
+
+    def _cut(self, visit: _Visit, reason: str) -> None:
+        visit.client.cut_reason = reason
+        self._events.connection_cut(visit.client.address, reason)
+        if visit.stream is not None:
+            visit.stream.abort()
+
+    # Stopping
+
+    async def drain(self) -> None:
+        """Stop accepting, let open requests finish within the drain deadline, end the others."""
+        self.stop_accepting()
+        self._state.draining = True
+        for visit in self._visits.values():
+            if visit.client.is_idle and visit.stream is not None:
+                visit.client.cut_reason = "drained while idle"
+                visit.stream.close()
+        if self._visits:
+            await asyncio.wait(tuple(self._visits), timeout=self._limits.drain_seconds)
+        for task, visit in tuple(self._visits.items()):
+            if visit.client.cut_reason is None:
+                self._cut(visit, "not finished when draining ended")
+            task.cancel()
+        if self._visits:
+            await asyncio.wait(tuple(self._visits))
+        for timer in self._timers.values():
+            timer.cancel()
+        if self._reloading is not None:
+            await asyncio.wait((self._reloading,))
+
+    def stop_accepting(self) -> None:
+        """Close the listening sockets; connections live on.
+
+        Who is in the kernel's queue already is accepted first, or closing would reset them.
+        """
+        for listener in self._listeners:
+            self._accept(listener)
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        for listener in self._listeners:
+            self._loop.remove_reader(listener.fileno())
+            listener.close()
+        self._listeners = ()
+
+
+def refuse_politely(transport: socket.socket) -> None:
+    """Close a connection before its handshake with a fatal alert that says so."""
+    transport.settimeout(0)
+    with suppress(OSError):
+        transport.send(_BUSY_ALERT)
+    close_politely(transport)
+
+
+def idle_seconds(transport: socket.socket) -> float | None:
+    """Return for how long no data moved in either direction; None if the kernel cannot say."""
+    try:
+        info = transport.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        (sent,) = struct.unpack_from("=I", info, _LAST_DATA_SENT_OFFSET)
+        (received,) = struct.unpack_from("=I", info, _LAST_DATA_RECEIVED_OFFSET)
+    except (OSError, struct.error):  # closed meanwhile, or not TCP
+        return None
+    return float(min(sent, received)) / 1000.0

@@ -1,0 +1,208 @@
+"""What happens in a server, said once: a line in the log, a count in the metrics.
+
+Engines and supervisor call a method here for each thing that happens; what it is called in the log
+and how it is counted is decided in this one place. The rule is one line and one clear reason for
+each failure: whoever handles an error reports it here and nobody else does.
+
+**Refusals are summed up.** A refused connection costs its sender one packet, so a line for each
+would let anybody fill the disk. The first of a kind is logged at once, then at most one line a
+second of that kind, with how many more there were. The metrics count each one.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Final, Protocol
+
+from transport.credentials import describe_credential
+from transport.errors import AlertDescription, TransportError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from certs.credential import Credential
+    from transport.negotiated import NegotiatedSession
+    from transport.server_limits import Refusal
+    from transport.server_log import EventLog
+
+__all__ = ["Meter", "NoMeter", "ServerEvents", "failure_facts", "peer_text"]
+
+_SUMMARY_SECONDS: Final = 1.0
+
+
+class Meter(Protocol):
+    """What is counted; called from any thread, and never raises."""
+
+    def opened(self) -> None:
+        """Count a connection in."""
+
+    def closed(self) -> None:
+        """Count a connection out."""
+
+    def handshake_done(self, session: NegotiatedSession, seconds: float) -> None:
+        """Count a handshake that passed its check."""
+
+    def handshake_failed(self, reason: str) -> None:
+        """Count a handshake that did not, by a reason of few different values."""
+
+    def refused(self, reason: str) -> None:
+        """Count a connection turned away before its handshake."""
+
+    def connection_failed(self, reason: str) -> None:
+        """Count a connection that ended otherwise than its handler meant it to."""
+
+    def credentials_loaded(self, *, taken: bool) -> None:
+        """Count an attempt to load the credentials."""
+
+
+class NoMeter:
+    """Counts nothing."""
+
+    def opened(self) -> None:
+        """Do nothing."""
+
+    def closed(self) -> None:
+        """Do nothing."""
+
+    def handshake_done(self, session: NegotiatedSession, seconds: float) -> None:
+        """Do nothing."""
+
+    def handshake_failed(self, reason: str) -> None:
+        """Do nothing."""
+
+    def refused(self, reason: str) -> None:
+        """Do nothing."""
+
+    def connection_failed(self, reason: str) -> None:
+        """Do nothing."""
+
+    def credentials_loaded(self, *, taken: bool) -> None:
+        """Do nothing."""
+
+
+class ServerEvents:
+    """The one place that log and metrics are fed from.
+
+    With `log_connections`, each successful handshake is a line too, with what it negotiated.
+    """
+
+    def __init__(self, log: EventLog, meter: Meter, *, log_connections: bool = False) -> None:
+        self.log = log
+        self.meter = meter
+        self._log_connections = log_connections
+        self._lock = threading.Lock()
+        self._summaries: dict[str, tuple[float, int]] = {}  # reason: last line, refusals since
+
+    # Connections
+
+    def refused(self, address: object, reason: Refusal) -> None:
+        """Report a connection turned away by a limit."""
+        self.meter.refused(reason.value)
+        now = time.monotonic()
+        with self._lock:
+            last, unsaid = self._summaries.get(reason, (float("-inf"), 0))
+            if now - last < _SUMMARY_SECONDS:
+                self._summaries[reason] = (last, unsaid + 1)
+                return
+            self._summaries[reason] = (now, 0)
+        self.log.write(
+            "refused", peer=peer_text(address), reason=reason.value, more_since_last=unsaid or None
+        )
+
+    def handshake_done(self, address: object, session: NegotiatedSession, seconds: float) -> None:
+        """Report a handshake that passed its check and its authorization."""
+        self.meter.handshake_done(session, seconds)
+        if self._log_connections:
+            self.log.write(
+                "connected",
+                peer=peer_text(address),
+                version=str(session.version),
+                suite=session.suite,
+                group=session.group,
+                server_name=session.server_name,
+                alpn=session.alpn,
+                resumed=session.resumed,
+                seconds=round(seconds, 4),
+            )
+
+    def handshake_failed(self, address: object, error: OSError, seconds: float) -> None:
+        """Report a handshake that failed, or whose peer was not authorized."""
+        self.meter.handshake_failed(type(error).__name__)
+        self.log.write(
+            "handshake_failed",
+            peer=peer_text(address),
+            seconds=round(seconds, 4),
+            **failure_facts(error),
+        )
+
+    def connection_cut(self, address: object, reason: str) -> None:
+        """Report a connection that the server ended at a deadline."""
+        self.meter.connection_failed(reason)
+        self.log.write("cut", peer=peer_text(address), reason=reason)
+
+    def connection_failed(self, address: object, error: BaseException) -> None:
+        """Report a connection whose handler raised."""
+        self.meter.connection_failed(type(error).__name__)
+        event = "connection_failed" if isinstance(error, OSError) else "handler_failed"
+        self.log.write(event, peer=peer_text(address), **failure_facts(error))
+
+    def accepting_paused(self, error: OSError) -> None:
+        """Report that no connection can be accepted for want of descriptors or memory."""
+        self.log.write("accepting_paused", reason=error.strerror)
+
+    # The server itself
+
+    def credentials_loaded(self, credentials: Sequence[Credential]) -> None:
+        """Report the credentials that new connections use from now on."""
+        self.meter.credentials_loaded(taken=True)
+        for credential in credentials:
+            self.log.write("credential_loaded", **describe_credential(credential))
+
+    def credentials_kept(self, error: Exception) -> None:
+        """Report that new credentials cannot be used, so that the old ones stay."""
+        self.meter.credentials_loaded(taken=False)
+        self.log.write("credential_kept", **failure_facts(error))
+
+
+def failure_facts(error: BaseException) -> dict[str, object]:
+    """Return what a log says of an error: its kind, reason, advice and alerts.
+
+    Of an error that is none of this package's, and so may quote anything, a foreign exception's
+    text is left out: only an `OSError`'s or a `CertsError`'s is known to hold no secret.
+    """
+    if isinstance(error, TransportError):
+        return {
+            "kind": type(error).__name__,
+            "reason": error.problem,
+            "advice": error.advice,
+            "alert_sent": _alert_name(error.alert_sent),
+            "alert_received": _alert_name(error.alert_received),
+        }
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return {"kind": type(error).__name__, "reason": f"{where}{error.strerror or error}"}
+    kind = type(error)
+    if kind.__module__ == "certs.errors":
+        return {"kind": kind.__name__, "reason": str(error)}
+    return {"kind": kind.__name__, "reason": f"{kind.__name__}{_raised_at(error)}"}
+
+
+def _raised_at(error: BaseException) -> str:
+    traceback, where = error.__traceback__, ""
+    while traceback is not None:
+        where = f" in {traceback.tb_frame.f_code.co_qualname} at line {traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return where
+
+
+def _alert_name(alert: AlertDescription | None) -> str | None:
+    return None if alert is None else alert.name
+
+
+def peer_text(address: object) -> str:
+    """Write a socket address as ``host:port``, IPv6 in brackets."""
+    if isinstance(address, tuple) and len(address) >= 2:  # noqa: PLR2004 - host and port
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+    return str(address)
