@@ -41,8 +41,9 @@ __all__ = ["fetch_with_curl", "send_with_curl"]
 
 _RESPONSE_LIMIT_BYTES: Final = MAXIMUM_PAYLOAD_BYTES + (1 << 16)
 # The group stands there since curl 8.8.
+# Where there is none, as with static RSA, curl says "[blank]".
 _NEGOTIATED: Final = re.compile(
-    r"^\* SSL connection using (\S+) / (\S+)(?: / (\S+))?", re.MULTILINE
+    r"^\* SSL connection using (\S+) / (\S+)(?: / ([^\[\s]\S*))?", re.MULTILINE
 )
 _TARGET: Final = re.compile(r"/[A-Za-z0-9._~/-]*")
 

@@ -35,7 +35,7 @@ __all__ = [
 _DEFAULT_TIMEOUT_SECONDS: Final = 300.0
 _LISTING_LIMIT_BYTES: Final = 64 << 20
 _STREAMS_A_RUN: Final = 100
-_BAD_CAPTURE_EXIT_CODE: Final = 2
+_BAD_CAPTURE_EXIT_CODES: Final = frozenset({2, 3})  # before Wireshark 4.2, and since
 _SEPARATOR: Final = "\x1f"
 
 _SEVERITIES: Final = {
@@ -272,7 +272,7 @@ def _run(
         stdout_limit_bytes=_LISTING_LIMIT_BYTES,
     )
     complaint = _complaint(done)
-    if done.exit_code == _BAD_CAPTURE_EXIT_CODE or "rsa_privkeys" in complaint:
+    if done.exit_code in _BAD_CAPTURE_EXIT_CODES or "rsa_privkeys" in complaint:
         raise InputError(complaint)
     if done.exit_code != 0:
         raise PeerFailed(f"tshark ended with exit code {done.exit_code}: {complaint}")
