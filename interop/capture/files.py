@@ -4,9 +4,7 @@ A thin shell over `pcapng`, `packets` and `reassembly`. It adds what needs a fil
 clear line for what cannot be opened, gzip, and the numbers of damaged packets.
 
 A file is read in chunks of 1 MiB, and gzip is undone a chunk at a time, so memory is
-bounded by open connections and not by the file, however well it was compressed. Within a chunk,
-runs of data of one direction are joined before they are passed on: for a bulk transfer that is
-one event a mebibyte in place of seven hundred, and a copy is much cheaper than an event.
+bounded by open connections and not by the file, however well it was compressed.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import tempfile
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
 
 from interop.capture.items import MAXIMUM_BLOCK_BYTES
 from interop.capture.packets import FragmentBuffer, parse_tcp
@@ -32,7 +30,7 @@ from interop.capture.pcapng import (
     PcapngWriter,
 )
 from interop.capture.reassembly import Reassembler
-from interop.capture.streams import StreamData, StreamEvent
+from interop.capture.streams import StreamEvent
 from interop.errors import DissectError, InputError
 
 if TYPE_CHECKING:
@@ -76,8 +74,8 @@ def read_streams(
     with _open_capture(Path(path)) as file:
         try:
             for chunk in _chunks(file):
-                yield from _joined(reading.feed(chunk))
-            yield from _joined(reading.finish())
+                yield from reading.feed(chunk)
+            yield from reading.finish()
         except NotACapture as error:
             raise InputError(f"{path}: {error.message}") from None
         except OSError as error:
@@ -115,7 +113,9 @@ class _Reading:
 
     def _events(self, items: list[CaptureItem]) -> list[CaptureEvent]:
         events: list[CaptureEvent] = []
-        fragments, feed = self._fragments, self._reassembler.feed
+        # The reassembler adds to the same list, of which it knows only its own kinds of event.
+        stream_events = cast("list[StreamEvent]", events)
+        fragments, take = self._fragments, self._reassembler.take
         for item in items:
             if isinstance(item, Packet):
                 self._packet_number += 1
@@ -126,12 +126,13 @@ class _Reading:
                     self._report(error, events)
                     continue
                 if segment is not None:
-                    events += feed(segment, timestamp_ns)
+                    take(segment, timestamp_ns, stream_events)
             elif isinstance(item, DamagedBlock):
                 self._packet_number += item.is_packet
                 self._report(item.error, events)
             else:
                 events.append(item)
+        self._reassembler.flush(stream_events)
         return events
 
     def finish(self) -> list[CaptureEvent]:
@@ -162,32 +163,6 @@ class _Reading:
         self._damaged_packets += 1
         if self._damaged_packets <= _PROBLEMS_NAMED:
             events.append(CaptureProblem(self._packet_number, str(error)))
-
-
-def _joined(events: list[CaptureEvent]) -> Iterator[CaptureEvent]:
-    """Join the data of each run of events about one direction of one connection."""
-    run: list[StreamData] = []
-    for event in events:
-        if isinstance(event, StreamData):
-            if run and (
-                run[0].connection is not event.connection or run[0].direction is not event.direction
-            ):
-                yield _join(run)
-                run = []
-            run.append(event)
-        else:
-            if run:
-                yield _join(run)
-                run = []
-            yield event
-    if run:
-        yield _join(run)
-
-
-def _join(run: list[StreamData]) -> StreamData:
-    if len(run) == 1:
-        return run[0]
-    return run[0]._replace(data=memoryview(b"".join([event.data for event in run])))
 
 
 @contextmanager

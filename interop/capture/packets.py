@@ -70,6 +70,7 @@ FLAG_RST: Final = 0x04
 FLAG_PSH: Final = 0x08
 FLAG_ACK: Final = 0x10
 
+_new = tuple.__new__  # makes a named tuple in half the time of calling its class
 _NULL: Final = 0
 _ETHERNET: Final = 1
 _RAW_ON_BSD: Final = 12
@@ -218,26 +219,26 @@ def parse_tcp(
     layout = _FAST_LAYOUTS.get(link_type)
     if layout is None:
         raise DissectError(f"link type {link_type} is not supported", offset=0, path="link")
+    start, minimum_ipv4, minimum_ipv6, unpack_ipv4, unpack_ipv6, types = layout
     available = len(data)
-    if available >= layout.minimum_ipv4:
-        kind, version, length, fragment, protocol, flow, sequence, offset, flags = layout.ipv4(
+    if available >= minimum_ipv4:
+        kind, version, length, fragment, protocol, flow, sequence, offset, flags = unpack_ipv4(
             data, 0
         )
-        if kind in layout.types:
-            start = layout.header_bytes
+        if kind in types:
             if version == _IPV4_WITHOUT_OPTIONS:
                 if protocol == _TCP and not fragment & _ANY_FRAGMENT:
                     payload = start + 20 + (offset >> 4) * 4
                     end = start + length
                     if offset >= _TCP_WITHOUT_OPTIONS and payload <= end <= available:
-                        return TCPSegment(flow, sequence, flags, data[payload:end])
-            elif version >> 4 == 6 and available >= layout.minimum_ipv6:  # noqa: PLR2004 - IPv6
-                _, _, length, protocol, flow, sequence, offset, flags = layout.ipv6(data, 0)
+                        return _new(TCPSegment, (flow, sequence, flags, data[payload:end], 0))
+            elif version >> 4 == 6 and available >= minimum_ipv6:  # noqa: PLR2004 - IPv6
+                _, _, length, protocol, flow, sequence, offset, flags = unpack_ipv6(data, 0)
                 if protocol == _TCP:
                     payload = start + 40 + (offset >> 4) * 4
                     end = start + 40 + length
                     if offset >= _TCP_WITHOUT_OPTIONS and payload <= end <= available:
-                        return TCPSegment(flow, sequence, flags, data[payload:end])
+                        return _new(TCPSegment, (flow, sequence, flags, data[payload:end], 0))
     return _parse_link(_LINKS[link_type], data, fragments, original_length)
 
 

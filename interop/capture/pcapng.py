@@ -58,6 +58,7 @@ __all__ = [
     "PcapngWriter",
 ]
 
+_new = tuple.__new__  # makes a named tuple in half the time of calling its class
 _MAXIMUM_INTERFACES: Final = 65_536
 _NANOSECONDS: Final = 1_000_000_000
 
@@ -256,7 +257,11 @@ class CaptureReader:
             else:
                 timestamp_ns = (high << 32 | low) * multiplier // divisor + offset_ns
                 start = position + 28
-                append(Packet(timestamp_ns, link_type, data[start : start + captured], original))
+                append(
+                    _new(
+                        Packet, (timestamp_ns, link_type, data[start : start + captured], original)
+                    )
+                )
             position = following
         # What is left may still hold blocks shorter than a section header.
         while length := self._read_other_block(data, position, items):

@@ -4,8 +4,8 @@ Theory of operation
 -------------------
 A connection is two `_Half` objects, one per direction, found by the segment's `flow`. A half
 knows the sequence number it expects next. The usual segment has exactly that number, no SYN, FIN
-or RST, and nothing is waiting: it costs one look-up and one comparison, and its payload is
-passed on as the view it came as. Everything else goes through `_feed_unusual`.
+or RST, and nothing is waiting: it costs one look-up, one comparison and its place in the present
+run. Everything else goes through `_take_unusual`.
 
 Sequence numbers wrap, so beyond the comparison everything is in *offsets*: bytes since the first
 one of the stream, which only grow. A segment is placed by the signed distance of its sequence
@@ -40,15 +40,20 @@ TIME-WAIT: retransmissions after the end must not open it again.
 chance: the oldest that delivered nothing since it was last passed over, so that a flood of SYNs
 does not push out a connection that is alive.
 
-*Remembered bytes* are views, held in eras: an era is the run of segments from one chunk, and the
-oldest eras are dropped when the chunks they pin exceed `history_bytes`. Copying each payload
-instead would have cost more than everything else here together.
+*Runs.* In-order data of one half is passed on a run at a time: payloads are collected, as views,
+while segments of the same half follow one another, and joined once another segment comes in
+between or the chunk they are views of ends (`flush`). For a bulk transfer in 1,460-byte segments
+that is one event a mebibyte in place of seven hundred. A half's `offset` lags behind
+`next_sequence` by the run that is being collected; everything but the usual case flushes first.
+
+*Remembered bytes* are the runs that were passed on: they are copies, so nothing pins the chunk of
+the file they came in. The oldest are forgotten when all of them exceed `history_bytes`.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -87,7 +92,6 @@ _MIB: Final = 1024 * 1024
 _SEQUENCE_MASK: Final = 0xFFFFFFFF
 _LARGEST_WINDOW_BYTES: Final = 1 << 30
 _PIECE_OVERHEAD_BYTES: Final = 200  # what a buffered piece costs beside its bytes
-_ERA_OVERHEAD_BYTES: Final = 1024
 _LINGERING_FLOWS: Final = 8192
 _UNUSUAL_FLAGS: Final = FLAG_SYN | FLAG_FIN | FLAG_RST
 _UNKNOWN: Final = -1  # never equal to a sequence number
@@ -164,22 +168,27 @@ class Reassembler:
         self._history_bytes = history_bytes
         # Ordered dictionaries, since the oldest keys of plain ones take ever longer to find.
         self._halves: dict[bytes, _Half] = {}
-        self._connections: OrderedDict[Connection, _Half] = (
-            OrderedDict()
-        )  # → the client's half, oldest first
+        # The client's halves, oldest first.
+        self._connections: OrderedDict[Connection, _Half] = OrderedDict()
         self._connection_count = 0
         self._lingering: OrderedDict[bytes, None] = OrderedDict()
-        self._waiting: OrderedDict[_Half, None] = (
-            OrderedDict()
-        )  # halves with a hole, the longest-waiting first
+        # Halves with a hole, the longest-waiting first.
+        self._waiting: OrderedDict[_Half, None] = OrderedDict()
         self._waiting_bytes = 0
-        self._chunk: object = None
-        self._era: list[_Half] = []  # a half once for each payload remembered
-        self._eras: deque[tuple[int, list[_Half]]] = deque()
-        self._pinned_bytes = 0
+        self._run_half: _Half | None = None  # whose data waits to be passed on as one
+        self._run: list[memoryview] = []
+        self._remembered: deque[tuple[int, _Half]] = deque()
+        self._remembered_bytes = 0
 
     def feed(self, segment: TCPSegment, timestamp_ns: int) -> list[StreamEvent]:
         """Return what `segment`, captured at `timestamp_ns`, means for its connection."""
+        events: list[StreamEvent] = []
+        self.take(segment, timestamp_ns, events)
+        self.flush(events)
+        return events
+
+    def take(self, segment: TCPSegment, timestamp_ns: int, events: list[StreamEvent]) -> None:
+        """Add what `segment` means to `events`; the last data of them may wait for `flush`."""
         flow, sequence, flags, payload, truncated_bytes = segment
         half = self._halves.get(flow)
         if (
@@ -189,35 +198,49 @@ class Reassembler:
             or half.pieces
             or truncated_bytes
         ):
-            return self._feed_unusual(half, segment, timestamp_ns)
+            self.flush(events)
+            self._take_unusual(half, segment, timestamp_ns, events)
+            return
         size = len(payload)
         if not size:
-            return []
+            return
         half.next_sequence = (sequence + size) & _SEQUENCE_MASK
-        if payload.obj is not self._chunk:
-            self._begin_era(payload)
-        half.history.append((half.offset, payload))
-        self._era.append(half)
-        half.offset += size
+        if half is not self._run_half:
+            self.flush(events)
+            self._run_half = half
+        self._run.append(payload)
         if half.fin_offset is not None:
-            events: list[StreamEvent] = [StreamData(half.connection, half.direction, payload)]
+            self.flush(events)
             self._close_at_fin(half, events)
-            return events
-        return [StreamData(half.connection, half.direction, payload)]
+
+    def flush(self, events: list[StreamEvent]) -> None:
+        """Add the run of in-order data that was taken last; at the latest at a chunk's end."""
+        half, run = self._run_half, self._run
+        if half is None:
+            return
+        self._run_half, self._run = None, []
+        data = memoryview(b"".join(run))
+        self._remember(half, data)
+        half.offset += len(data)
+        events.append(StreamData(half.connection, half.direction, data))
 
     def finish(self) -> list[StreamEvent]:
         """Close every connection: the capture has ended."""
         events: list[StreamEvent] = []
+        self.flush(events)
         for half in list(self._connections.values()):
             self._close_connection(half, CloseReason.CAPTURE_ENDED, events)
         return events
 
     # Beginnings
 
-    def _feed_unusual(
-        self, half: _Half | None, segment: TCPSegment, timestamp_ns: int
-    ) -> list[StreamEvent]:
-        events: list[StreamEvent] = []
+    def _take_unusual(
+        self,
+        half: _Half | None,
+        segment: TCPSegment,
+        timestamp_ns: int,
+        events: list[StreamEvent],
+    ) -> None:
         flow, sequence, flags, payload, truncated_bytes = segment
         syn = flags & FLAG_SYN
         if half is not None and syn and half.initial_sequence != sequence:
@@ -230,21 +253,21 @@ class Reassembler:
             if not syn and (
                 flags & FLAG_RST or not (payload or truncated_bytes) or flow in self._lingering
             ):
-                return events
+                return
             half = self._open(segment, timestamp_ns, events)
         if flags & FLAG_RST:
             self._reset(half, sequence, events)
-            return events
+            return
         if half.closed:
-            return events
+            return
         if syn:
             sequence = (sequence + 1) & _SEQUENCE_MASK
         if half.next_sequence == _UNKNOWN:
             if not (syn or payload or truncated_bytes or flags & FLAG_FIN):
-                return events
+                return
             half.next_sequence = sequence
         self._place(half, sequence, segment, events)
-        return events
+        return
 
     def _open(self, segment: TCPSegment, timestamp_ns: int, events: list[StreamEvent]) -> _Half:
         """Open a connection and return the half that `segment` belongs to."""
@@ -322,12 +345,10 @@ class Reassembler:
         self._close_at_fin(half, events)
 
     def _deliver(self, half: _Half, payload: memoryview, events: list[StreamEvent]) -> None:
-        if payload.obj is not self._chunk:
-            self._begin_era(payload)
-        half.history.append((half.offset, payload))
-        self._era.append(half)
-        half.advance(len(payload))
-        events.append(StreamData(half.connection, half.direction, payload))
+        data = memoryview(bytes(payload))
+        self._remember(half, data)
+        half.advance(len(data))
+        events.append(StreamData(half.connection, half.direction, data))
 
     def _skip(self, half: _Half, missing_bytes: int, events: list[StreamEvent]) -> None:
         half.advance(missing_bytes)
@@ -463,18 +484,16 @@ class Reassembler:
 
     # Remembered bytes
 
-    def _begin_era(self, payload: memoryview) -> None:
-        """Remember payloads of another chunk, and forget those of the oldest ones."""
-        self._chunk = payload.obj
-        size = memoryview(payload.obj).nbytes + _ERA_OVERHEAD_BYTES
-        self._era = []
-        self._eras.append((size, self._era))
-        self._pinned_bytes += size
-        while self._pinned_bytes > self._history_bytes and len(self._eras) > 1:
-            size, era = self._eras.popleft()
-            self._pinned_bytes -= size
-            for half, count in Counter(era).items():
-                del half.history[:count]
+    def _remember(self, half: _Half, data: memoryview) -> None:
+        """Keep what is passed on at the half's offset, and forget what was kept longest."""
+        half.history.append((half.offset, data))
+        cost = len(data) + _PIECE_OVERHEAD_BYTES
+        self._remembered.append((cost, half))
+        self._remembered_bytes += cost
+        while self._remembered_bytes > self._history_bytes and len(self._remembered) > 1:
+            cost, oldest = self._remembered.popleft()
+            self._remembered_bytes -= cost
+            del oldest.history[:1]  # none where it has closed since
 
     def _compare_history(
         self, half: _Half, start: int, old: memoryview, events: list[StreamEvent]

@@ -64,7 +64,7 @@ class StreamOpened(NamedTuple):
 
 
 class StreamData(NamedTuple):
-    """The next bytes of one direction; copy what is kept, the view may pin much more."""
+    """The next bytes of one direction, as a view of bytes of their own."""
 
     connection: Connection
     direction: Direction

@@ -132,12 +132,68 @@ def test_a_whole_connection() -> None:
     assert connection.client_known
 
 
-def test_segments_in_order_are_passed_on_without_a_copy() -> None:
-    payload = memoryview(b"x" * 100)
-    each = client(0)._replace(payload=payload)
-    (event,) = feed([*HANDSHAKE, each], finish=False)[1:]
-    assert isinstance(event, StreamData)
-    assert event.data is payload
+def take(segments: Iterable[TCPSegment]) -> tuple[Reassembler, list[StreamEvent]]:
+    """Feed segments as the reader of a file does: flushed once, at the end of a chunk."""
+    reassembler = Reassembler()
+    events: list[StreamEvent] = []
+    for number, each in enumerate(segments):
+        reassembler.take(each, number, events)
+    reassembler.flush(events)
+    return reassembler, events
+
+
+def datas(events: Iterable[StreamEvent]) -> list[tuple[Direction, bytes]]:
+    return [(e.direction, bytes(e.data)) for e in events if isinstance(e, StreamData)]
+
+
+def test_a_run_of_one_direction_is_passed_on_as_one() -> None:
+    _, events = take([*HANDSHAKE, client(0, b"ab"), client(2, b"c"), client(3, b"def")])
+    assert datas(events) == [(C2S, b"abcdef")]
+
+
+def test_a_run_ends_where_the_other_direction_or_another_connection_speaks() -> None:
+    other = segment(5, b"hello", source=("10.0.0.9", 50001))
+    story = [client(0, b"ab"), server(0, b"x"), client(2, b"cd"), other, client(4, b"e")]
+    _, events = take([*HANDSHAKE, *story])
+    assert datas(events) == [(C2S, b"ab"), (S2C, b"x"), (C2S, b"cd"), (C2S, b"hello"), (C2S, b"e")]
+
+
+def test_a_run_ends_at_its_fin_and_before_the_unusual() -> None:
+    _, events = take(
+        [
+            *HANDSHAKE,
+            client(0, b"ab"),
+            client(4, b"ef"),  # out of order
+            client(2, b"cd"),
+            client(6, b"gh", flags=FLAG_ACK | FLAG_FIN),
+        ]
+    )
+    assert b"".join(data for _, data in datas(events)) == b"abcdefgh"
+    assert isinstance(events[-1], StreamClosed)
+
+
+def test_a_run_that_reaches_a_fin_seen_earlier_closes() -> None:
+    fin_first = client(4, flags=FLAG_ACK | FLAG_FIN)
+    _, events = take([*HANDSHAKE, client(0, b"ab"), fin_first, client(2, b"cd")])
+    assert datas(events) == [(C2S, b"ab"), (C2S, b"cd")]
+    assert isinstance(events[-1], StreamClosed)
+
+
+def test_a_retransmission_into_the_present_run_is_compared_with_it() -> None:
+    run = [client(0, b"abc"), client(3, b"def")]
+    _, same = take([*HANDSHAKE, *run, client(2, b"cd"), client(6, b"g")])
+    assert not [event for event in same if isinstance(event, StreamConflict)]
+    assert b"".join(data for _, data in datas(same)) == b"abcdefg"
+    _, other = take([*HANDSHAKE, *run, client(2, b"cX")])
+    assert [event.offset for event in other if isinstance(event, StreamConflict)] == [3]
+
+
+def test_a_run_goes_on_in_the_next_chunk() -> None:
+    reassembler, first = take([*HANDSHAKE, client(0, b"abc")])
+    second: list[StreamEvent] = []
+    reassembler.take(client(3, b"def"), 9, second)
+    assert second == []
+    assert datas([*first, *second, *reassembler.finish()]) == [(C2S, b"abc"), (C2S, b"def")]
 
 
 def test_sequence_numbers_wrap() -> None:
