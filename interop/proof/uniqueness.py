@@ -39,6 +39,7 @@ from transport.context import client_context, server_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from multiprocessing.pool import Pool
 
 __all__ = [
     "FINGERPRINT_BYTES",
@@ -122,16 +123,12 @@ def take_census(
     ]
     found: defaultdict[str, list[bytes]] = defaultdict(list)
     done = 0
-    # spawn: a forked worker would begin with a copy of its parent's random generator.
-    with multiprocessing.get_context("spawn").Pool(
+    with _worker_pool(
         min(workers or len(os.sched_getaffinity(0)), len(batches)),
-        _begin_worker,
-        (
-            credential.certificates_pem(),
-            credential.private_key_pem(),
-            trust_anchors.pem(),
-            server_name,
-        ),
+        credential.certificates_pem(),
+        credential.private_key_pem(),
+        trust_anchors.pem(),
+        server_name,
     ) as pool:
         for size, batch in pool.imap_unordered(_run_batch, batches):
             for kind, data in batch.items():
@@ -139,6 +136,16 @@ def take_census(
             done += size
             progress(done)
     return Census(handshakes, {kind: b"".join(parts) for kind, parts in found.items()})
+
+
+def _worker_pool(workers: int, *identity: bytes | str) -> Pool:
+    try:
+        # spawn: a forked worker would begin with a copy of its parent's random generator.
+        return multiprocessing.get_context("spawn").Pool(workers, _begin_worker, identity)
+    except OSError as error:
+        raise InputError(
+            f"the census cannot start its workers: {error.strerror}; is /dev/shm there and writable?"
+        ) from error
 
 
 class Sampler:
