@@ -144,7 +144,7 @@ def _worker_pool(workers: int, *identity: bytes | str) -> Pool:
         return multiprocessing.get_context("spawn").Pool(workers, _begin_worker, identity)
     except OSError as error:
         raise InputError(
-            f"the census cannot start its workers: {error.strerror}; is /dev/shm there and writable?"
+            f"the census cannot start its workers: {error.strerror}; can /dev/shm be written?"
         ) from error
 
 
