@@ -38,6 +38,7 @@ from transport.connection import (
     prepare_socket,
 )
 from transport.errors import APIMisuse, HandshakeTimeout, TransportError
+from transport.session_views import SessionViews
 from transport.socket_file import open_socket_file
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class WantWrite(ssl.SSLWantWriteError):
     """A non-blocking operation has to wait until the socket is writable."""
 
 
-class TLSSocket:
+class TLSSocket(SessionViews):
     """A connected TLS socket; made by `wrap_socket`, `connect` and `TLSListener.accept`.
 
     Every method that moves bytes does the handshake first if it is still to be done. They raise
@@ -379,6 +380,19 @@ class TLSSocket:
             poll.poll(None if remaining_seconds is None else int(remaining_seconds * 1000) + 1)
 
     # The TCP socket underneath
+
+    def connect(self, address: tuple[str, int]) -> None:
+        """Connect a socket that was wrapped before it was connected, then do the handshake.
+
+        A non-blocking socket does its handshake later. Raises what `socket.connect` raises.
+        """
+        self._transport.settimeout(self._timeout)
+        try:
+            self._transport.connect(address)
+        finally:
+            self._transport.settimeout(0)
+        if self._timeout != 0:
+            self.do_handshake()
 
     def fileno(self) -> int:
         """Return the descriptor, or -1 once closed."""

@@ -1,0 +1,74 @@
+"""What an ASGI application sees of TLS: the peer's identity and the `NegotiatedSession`.
+
+`TLSExtension` wraps an application. In each scope that came over one of our connections it puts
+
+- ``scope["extensions"]["tls"]``, as the ASGI TLS extension (version 0.2) lays it out, and
+- ``scope["extensions"]["pfs.negotiated"]``, the `NegotiatedSession` itself, group included.
+
+How it finds the connection is told in `transport.adapters.ssl_object`. Over plain HTTP both are
+absent, as the extension's specification wants it.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any, Final
+
+from cryptography import x509
+
+from transport.adapters.ssl_object import current_connection
+from transport.policy import SUITES, ProtocolVersion
+
+if TYPE_CHECKING:
+    from certs.credential import Credential
+    from transport.negotiated import NegotiatedSession
+
+__all__ = ["NEGOTIATED_EXTENSION", "Application", "TLSExtension"]
+
+NEGOTIATED_EXTENSION: Final = "pfs.negotiated"
+_VERSION_NUMBERS: Final = {ProtocolVersion.TLS_1_2: 0x0303, ProtocolVersion.TLS_1_3: 0x0304}
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class TLSExtension:
+    """An ASGI application around another, which tells it of the TLS session."""
+
+    def __init__(self, application: Application, *, credential: Credential | None = None) -> None:
+        self._application = application
+        self._server_certificate = (
+            None if credential is None else credential.certificates_pem().decode("ascii")
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or one WebSocket, or the lifespan, which is left alone."""
+        connection = current_connection()
+        if scope["type"] != "lifespan" and connection is not None:
+            session = connection.negotiated
+            scope = dict(scope)
+            scope["extensions"] = {
+                **(scope.get("extensions") or {}),
+                "tls": self._describe(session),
+                NEGOTIATED_EXTENSION: session,
+            }
+        await self._application(scope, receive, send)
+
+    def _describe(self, session: NegotiatedSession) -> dict[str, object]:
+        chain, name = [], None
+        if session.peer_certificate is not None:
+            chain.append(ssl.DER_cert_to_PEM_cert(session.peer_certificate))
+            parsed = x509.load_der_x509_certificate(session.peer_certificate)
+            name = parsed.subject.rfc4514_string()
+        return {
+            "server_cert": self._server_certificate,
+            "client_cert_chain": chain,
+            "client_cert_name": name,
+            "client_cert_error": None,
+            "tls_version": _VERSION_NUMBERS[session.version],
+            "cipher_suite": SUITES[session.suite].code_point,
+        }

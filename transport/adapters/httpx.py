@@ -1,0 +1,84 @@
+"""httpx over our TLS: hand it our context, and read the session off a response.
+
+httpx takes any `ssl.SSLContext` as ``verify``, for its blocking and its asynchronous client, so all
+that is needed is `client_ssl_context`; `client` and `async_client` spell it out, and refuse options
+that would go around it. A server outside the policy is an `httpx.ConnectError`;
+one that refuses our certificate may be an `httpx.ReadError`, since TLS 1.3 tells a client only after
+its handshake.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from transport.adapters.ssl_context import client_ssl_context
+from transport.errors import APIMisuse
+from transport.policy import DEFAULT_POLICY, SecurityPolicy
+
+if TYPE_CHECKING:
+    from certs.credential import Credential, TrustAnchors
+    from transport.negotiated import NegotiatedSession
+
+__all__ = ["async_client", "client", "negotiated_session"]
+
+
+def client(
+    trust_anchors: TrustAnchors,
+    *,
+    credential: Credential | None = None,
+    policy: SecurityPolicy = DEFAULT_POLICY,
+    **options: Any,
+) -> httpx.Client:
+    """Return an `httpx.Client` over our TLS; `options` are httpx's own.
+
+    The environment is not consulted (`trust_env` is false unless given): it could name a proxy.
+    Raises `APIMisuse` for `verify` and `cert`, which this replaces.
+    """
+    return httpx.Client(**_options(trust_anchors, credential, policy, options))
+
+
+def async_client(
+    trust_anchors: TrustAnchors,
+    *,
+    credential: Credential | None = None,
+    policy: SecurityPolicy = DEFAULT_POLICY,
+    **options: Any,
+) -> httpx.AsyncClient:
+    """Return an `httpx.AsyncClient` over our TLS; otherwise as `client`."""
+    return httpx.AsyncClient(**_options(trust_anchors, credential, policy, options))
+
+
+def negotiated_session(response: httpx.Response) -> NegotiatedSession:
+    """Return the proof of the session that a response came over.
+
+    While the response is open, or from a connection that is kept alive. Raises `APIMisuse` for a
+    response that did not come over our TLS.
+    """
+    stream = response.extensions.get("network_stream")
+    if stream is not None:
+        for name in ("ssl_object", "socket"):
+            session: NegotiatedSession | None = getattr(
+                stream.get_extra_info(name), "negotiated", None
+            )
+            if session is not None:
+                return session
+    raise APIMisuse(
+        "this response did not come over a connection of ours", advice="ask for an https URL"
+    )
+
+
+def _options(
+    trust_anchors: TrustAnchors,
+    credential: Credential | None,
+    policy: SecurityPolicy,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    for name in ("verify", "cert"):
+        if name in options:
+            raise APIMisuse(
+                f"{name} has no effect here", advice="pass trust anchors and credential="
+            )
+    context = client_ssl_context(trust_anchors, credential=credential, policy=policy)
+    return {"trust_env": False, **options, "verify": context}

@@ -1,0 +1,121 @@
+"""requests and urllib3 over our TLS.
+
+urllib3 takes an `ssl.SSLContext`; `pool_manager` gives it ours. requests adds its own bundle of
+trust anchors to whatever context it is given, so `TLSAdapter` keeps it from that: a session that it
+is mounted on trusts the anchors given here and no others, whatever `verify` or the environment's
+``REQUESTS_CA_BUNDLE`` name. `verify=False` and `cert=` are refused, not ignored.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import requests
+import requests.adapters
+import urllib3
+
+from transport.adapters.ssl_context import client_ssl_context
+from transport.errors import APIMisuse
+from transport.policy import DEFAULT_POLICY, SecurityPolicy
+
+if TYPE_CHECKING:
+    from certs.credential import Credential, TrustAnchors
+    from transport.negotiated import NegotiatedSession
+
+__all__ = ["TLSAdapter", "negotiated_session", "pool_manager", "session"]
+
+
+def pool_manager(
+    trust_anchors: TrustAnchors,
+    *,
+    credential: Credential | None = None,
+    policy: SecurityPolicy = DEFAULT_POLICY,
+    **options: Any,
+) -> urllib3.PoolManager:
+    """Return a `urllib3.PoolManager` over our TLS; `options` are urllib3's own."""
+    context = client_ssl_context(trust_anchors, credential=credential, policy=policy)
+    return urllib3.PoolManager(**options, ssl_context=context)
+
+
+class TLSAdapter(requests.adapters.HTTPAdapter):
+    """Mount it on ``https://`` of a `requests.Session`; `options` are those of `HTTPAdapter`."""
+
+    def __init__(
+        self,
+        trust_anchors: TrustAnchors,
+        *,
+        credential: Credential | None = None,
+        policy: SecurityPolicy = DEFAULT_POLICY,
+        **options: Any,
+    ) -> None:
+        self._context = client_ssl_context(trust_anchors, credential=credential, policy=policy)
+        super().__init__(**options)
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        """Make the pool with our context."""
+        super().init_poolmanager(*arguments, **options, ssl_context=self._context)
+
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        """Make the pool of a proxy with our context for what is tunnelled through it."""
+        return super().proxy_manager_for(proxy, **options, ssl_context=self._context)
+
+    def build_connection_pool_key_attributes(
+        self,
+        request: requests.PreparedRequest,
+        verify: bool | str,  # noqa: FBT001 - the signature of HTTPAdapter
+        cert: Any = None,
+    ) -> Any:
+        """Name the pool by host and port alone: neither bundles nor files are loaded."""
+        host, pool = super().build_connection_pool_key_attributes(request, verify=True)
+        _require_verification(verify, cert)
+        return host, {**pool, "ssl_context": self._context, "cert_reqs": "CERT_REQUIRED"}
+
+    def cert_verify(
+        self,
+        conn: Any,
+        url: str,  # noqa: ARG002 - the signature of HTTPAdapter
+        verify: bool | str,  # noqa: FBT001 - the same
+        cert: Any,
+    ) -> None:
+        """Keep requests from adding its bundle to the context."""
+        _require_verification(verify, cert)
+        conn.cert_reqs = "CERT_REQUIRED"
+
+
+def session(
+    trust_anchors: TrustAnchors,
+    *,
+    credential: Credential | None = None,
+    policy: SecurityPolicy = DEFAULT_POLICY,
+) -> requests.Session:
+    """Return a `requests.Session` that speaks https over our TLS, and no plain http at all."""
+    made = requests.Session()
+    made.mount("https://", TLSAdapter(trust_anchors, credential=credential, policy=policy))
+    del made.adapters["http://"]
+    return made
+
+
+def negotiated_session(
+    response: requests.Response | urllib3.BaseHTTPResponse,
+) -> NegotiatedSession:
+    """Return the proof of the session that a response came over, before its body is read.
+
+    Ask with ``stream=True`` (requests) or ``preload_content=False`` (urllib3): once the body is
+    read, the connection is back in its pool. Raises `APIMisuse` then, and for plain http.
+    """
+    raw = response.raw if isinstance(response, requests.Response) else response
+    connection = getattr(raw, "connection", None)
+    found: NegotiatedSession | None = getattr(getattr(connection, "sock", None), "negotiated", None)
+    if found is None:
+        raise APIMisuse(
+            "this response has no connection of ours any more",
+            advice="ask with stream=True, and look before the body is read",
+        )
+    return found
+
+
+def _require_verification(verify: bool | str, cert: Any) -> None:  # noqa: FBT001 - as it comes
+    if verify is False:
+        raise APIMisuse("verify=False would trust anyone", advice="pass trust anchors instead")
+    if cert:
+        raise APIMisuse("cert= has no effect here", advice="pass credential= to the adapter")
