@@ -41,7 +41,7 @@ from OpenSSL import SSL, crypto
 from transport import openssl
 from transport.client_hello import parse_client_hello
 from transport.errors import APIMisuse, PolicyViolation
-from transport.negotiated import HandshakeFacts
+from transport.negotiated import HandshakeFacts, key_strength
 from transport.policy import GROUPS, SIGNATURE_SCHEMES, SUITES, ProtocolVersion, SecurityPolicy
 from transport.translation import queued_reasons
 
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from transport.key_log import KeyLog
 
 __all__ = [
+    "SUITE_ALIASES",
     "EndpointContext",
     "client_context",
     "read_handshake_facts",
@@ -61,7 +62,7 @@ __all__ = [
 ]
 
 # OpenSSL's names of the suites of TLS 1.2; those of TLS 1.3 go by their IANA names.
-_SUITE_ALIASES: Final[Mapping[str, str]] = {
+SUITE_ALIASES: Final[Mapping[str, str]] = {
     "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256": "ECDHE-ECDSA-AES128-GCM-SHA256",
     "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384": "ECDHE-ECDSA-AES256-GCM-SHA384",
     "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256": "ECDHE-RSA-AES128-GCM-SHA256",
@@ -69,7 +70,7 @@ _SUITE_ALIASES: Final[Mapping[str, str]] = {
     "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-RSA-CHACHA20-POLY1305",
     "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-ECDSA-CHACHA20-POLY1305",
 }
-_IANA_NAMES: Final = {alias: name for name, alias in _SUITE_ALIASES.items()}
+_IANA_NAMES: Final = {alias: name for name, alias in SUITE_ALIASES.items()}
 _PROTOCOL_NUMBERS: Final = {
     ProtocolVersion.TLS_1_2: SSL.TLS1_2_VERSION,
     ProtocolVersion.TLS_1_3: SSL.TLS1_3_VERSION,
@@ -199,9 +200,9 @@ def _common_context(policy: SecurityPolicy, key_log: KeyLog | None) -> SSL.Conte
 
 def _set_suites(context: SSL.Context, policy: SecurityPolicy) -> None:
     level = next(level for bits, level in _SECURITY_LEVELS if policy.minimum_rsa_key_bits >= bits)
-    aliases = [_SUITE_ALIASES[suite] for suite in policy.suites_for(ProtocolVersion.TLS_1_2)]
+    aliases = [SUITE_ALIASES[suite] for suite in policy.suites_for(ProtocolVersion.TLS_1_2)]
     # With no TLS 1.2 suite the list cannot be empty, or the call fails; the version excludes them.
-    names = ":".join([*(aliases or _SUITE_ALIASES.values()), f"@SECLEVEL={level}"])
+    names = ":".join([*(aliases or SUITE_ALIASES.values()), f"@SECLEVEL={level}"])
     try:
         context.set_cipher_list(names.encode())
         context.set_tls13_ciphersuites(
@@ -257,18 +258,19 @@ def _require_usable(credential: Credential, policy: SecurityPolicy, *, server_si
     key = credential.leaf.public_key()
     if isinstance(key, rsa.RSAPublicKey):
         authentication = "RSA"
-        if key.key_size < policy.minimum_rsa_key_bits:
-            raise APIMisuse(
-                f"the credential's RSA key has {key.key_size} bits, below the "
-                f"{policy.minimum_rsa_key_bits} of policy {policy.name!r}",
-                advice="issue a certificate for a larger key, or for one on an elliptic curve",
-            )
     elif isinstance(key, (ec.EllipticCurvePublicKey, ed25519.Ed25519PublicKey)):
         authentication = "ECDSA"
     else:
         raise APIMisuse(
             f"the credential's key is a {type(key).__name__}, which no policy can use",
             advice="use an ECDSA, Ed25519 or RSA key",
+        )
+    kind, bits, least = key_strength(key, policy)
+    if bits < least:
+        raise APIMisuse(
+            f"the credential's {kind} key has {bits} bits, below the {least} of policy "
+            f"{policy.name!r}",
+            advice="issue a certificate for a larger key",
         )
     if not server_side or ProtocolVersion.TLS_1_2 not in policy.versions:
         return
