@@ -23,12 +23,15 @@ from dataclasses import dataclass, field
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from transport.errors import PolicyViolation
 from transport.policy import GROUPS, SUITES, ProtocolVersion, SecurityPolicy
 
-__all__ = ["HandshakeFacts", "NegotiatedSession", "verify_negotiated"]
+__all__ = ["HandshakeFacts", "NegotiatedSession", "key_strength", "verify_negotiated"]
+
+_ED25519_BITS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,12 +123,20 @@ def _check_peer_key(certificate: bytes, policy: SecurityPolicy) -> None:
             f"the peer's certificate has a key that cannot be judged ({error})",
             advice="give the peer a certificate with an ECDSA, Ed25519 or RSA key",
         ) from error
-    if isinstance(key, RSAPublicKey) and key.key_size < policy.minimum_rsa_key_bits:
+    kind, bits, least = key_strength(key, policy)
+    if bits < least:
         raise PolicyViolation(
-            f"the peer's RSA key has {key.key_size} bits, below the {policy.minimum_rsa_key_bits} "
-            f"of policy {policy.name!r}",
-            advice="give the peer a larger key, or one on an elliptic curve",
+            f"the peer's {kind} key has {bits} bits, below the {least} of policy {policy.name!r}",
+            advice="give the peer a larger key",
         )
+
+
+def key_strength(key: object, policy: SecurityPolicy) -> tuple[str, int, int]:
+    """Return a public key's kind and bits, and the least bits that `policy` admits of its kind."""
+    if isinstance(key, RSAPublicKey):
+        return "RSA", key.key_size, policy.minimum_rsa_key_bits
+    bits = key.curve.key_size if isinstance(key, EllipticCurvePublicKey) else _ED25519_BITS
+    return "EC", bits, policy.minimum_ec_key_bits
 
 
 def _violation(what: str, value: str, policy: SecurityPolicy) -> PolicyViolation:

@@ -16,7 +16,7 @@ needs, say, TLS 1.3 alone never writes a policy of their own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -113,6 +113,7 @@ SIGNATURE_SCHEMES: Mapping[str, int] = {
 }
 
 _LEAST_RSA_KEY_BITS = 2048
+_LEAST_EC_KEY_BITS = 256
 
 # Why a name that people do use is not in a table above: the first part of it that matches.
 _REFUSED_SUITES = (
@@ -132,13 +133,15 @@ _REFUSED_GROUPS = (("ffdhe", "finite-field DHE is not admitted, only ECDHE and i
 class SecurityPolicy:
     """What an endpoint may negotiate; most preferred first in every tuple.
 
-    `require_extended_main_secret` is about TLS 1.2 (RFC 7627); TLS 1.3 always binds its keys to the
-    transcript. `minimum_rsa_key_bits` holds for our own key and for the peer's. Construction raises
-    `PolicyError` for any name outside this module's tables and for a version left without a suite
-    or a group.
+    `purpose` says in a sentence whom it is for. `require_extended_main_secret` is about TLS 1.2
+    (RFC 7627); TLS 1.3 always binds its keys to the transcript. `minimum_rsa_key_bits` and
+    `minimum_ec_key_bits` (Ed25519 counts as 256) hold for our own key and for the peer's.
+    Construction raises `PolicyError` for any name outside this module's tables and for a version
+    left without a suite or a group.
     """
 
     name: str
+    purpose: str = ""
     versions: tuple[ProtocolVersion, ...]
     suites: tuple[str, ...]
     groups: tuple[str, ...]
@@ -146,6 +149,7 @@ class SecurityPolicy:
     resumption: Resumption = Resumption.OFF
     require_extended_main_secret: bool = True
     minimum_rsa_key_bits: int = _LEAST_RSA_KEY_BITS
+    minimum_ec_key_bits: int = _LEAST_EC_KEY_BITS
 
     def __post_init__(self) -> None:
         _require_known("version", self.versions, set(ProtocolVersion), ())
@@ -156,11 +160,15 @@ class SecurityPolicy:
         # A frozen dataclass is written once, here: plain strings become the enumeration's members.
         object.__setattr__(self, "versions", tuple(ProtocolVersion(v) for v in self.versions))
         object.__setattr__(self, "resumption", Resumption(self.resumption))
-        if self.minimum_rsa_key_bits < _LEAST_RSA_KEY_BITS:
-            raise PolicyError(
-                f"policy {self.name!r} would admit RSA keys of {self.minimum_rsa_key_bits} bits",
-                advice=f"ask for {_LEAST_RSA_KEY_BITS} or more",
-            )
+        for kind, bits, least in (
+            ("RSA", self.minimum_rsa_key_bits, _LEAST_RSA_KEY_BITS),
+            ("EC", self.minimum_ec_key_bits, _LEAST_EC_KEY_BITS),
+        ):
+            if bits < least:
+                raise PolicyError(
+                    f"policy {self.name!r} would admit {kind} keys of {bits} bits",
+                    advice=f"ask for {least} or more",
+                )
         for version in self.versions:
             if not self.suites_for(version):
                 raise PolicyError(
@@ -206,20 +214,19 @@ class SecurityPolicy:
         kept_groups = self._keep("group", self.groups, groups)
         kept = set(kept_versions)
         changes = (*(versions or ()), *(suites or ()), *(groups or ()))
-        return SecurityPolicy(
+        return replace(
+            self,
             name=f"{self.name} narrowed to {', '.join(changes)}" if changes else self.name,
             versions=tuple(ProtocolVersion(version) for version in kept_versions),
             suites=tuple(suite for suite in kept_suites if SUITES[suite].version in kept),
             groups=tuple(group for group in kept_groups if GROUPS[group].versions & kept),
-            signature_schemes=self.signature_schemes,
-            resumption=self.resumption,
-            require_extended_main_secret=self.require_extended_main_secret,
-            minimum_rsa_key_bits=self.minimum_rsa_key_bits,
         )
 
     def describe(self) -> str:
         """Return the policy's golden text: one fact a line, ending in a newline."""
         lines = [f"policy {self.name}"]
+        if self.purpose:
+            lines.append(f"purpose {self.purpose}")
         for version in self.versions:
             lines.append(f"version {version}")
             lines += [f"  suite {suite}" for suite in self.suites_for(version)]
@@ -229,6 +236,7 @@ class SecurityPolicy:
         required = "required" if self.require_extended_main_secret else "optional"
         lines.append(f"extended main secret {required}")
         lines.append(f"minimum RSA key bits {self.minimum_rsa_key_bits}")
+        lines.append(f"minimum EC key bits {self.minimum_ec_key_bits}")
         return "\n".join(lines) + "\n"
 
     def _keep(
@@ -269,38 +277,85 @@ def _require_known(
             )
 
 
+_SUITES_1_3 = (
+    "TLS_AES_128_GCM_SHA256",
+    "TLS_AES_256_GCM_SHA384",
+    "TLS_CHACHA20_POLY1305_SHA256",
+)
+_GCM_SUITES_1_2 = (
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+)
+_CHACHA20_SUITES_1_2 = (
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+)
+_ECDSA = ("ecdsa_secp256r1_sha256", "ecdsa_secp384r1_sha384")
+_RSA = tuple(scheme for scheme in SIGNATURE_SCHEMES if scheme.startswith("rsa_"))
+
 _POLICIES: Mapping[str, SecurityPolicy] = {
     policy.name: policy
     for policy in (
         SecurityPolicy(
             name="2026-11",
+            purpose="for general use: TLS 1.3 and 1.2, hybrid post-quantum first",
             versions=(_TLS_1_3, _TLS_1_2),
-            suites=(
-                "TLS_AES_128_GCM_SHA256",
-                "TLS_AES_256_GCM_SHA384",
-                "TLS_CHACHA20_POLY1305_SHA256",
-                "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
-                "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
-                "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
-                "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
-                "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
-                "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
-            ),
+            suites=_SUITES_1_3 + _GCM_SUITES_1_2 + _CHACHA20_SUITES_1_2,
             groups=("X25519MLKEM768", "x25519", "secp256r1", "secp384r1"),
-            signature_schemes=(
-                "ecdsa_secp256r1_sha256",
-                "ecdsa_secp384r1_sha384",
-                "ed25519",
-                "rsa_pss_rsae_sha256",
-                "rsa_pss_rsae_sha384",
-                "rsa_pss_rsae_sha512",
-                "rsa_pss_pss_sha256",
-                "rsa_pss_pss_sha384",
-                "rsa_pss_pss_sha512",
-                "rsa_pkcs1_sha256",
-                "rsa_pkcs1_sha384",
-                "rsa_pkcs1_sha512",
-            ),
+            signature_schemes=(*_ECDSA, "ed25519", *_RSA),
+        ),
+        SecurityPolicy(
+            name="2026-11-tls13",
+            purpose="for peers that all know TLS 1.3: nothing of TLS 1.2",
+            versions=(_TLS_1_3,),
+            suites=_SUITES_1_3,
+            groups=("X25519MLKEM768", "x25519", "secp256r1", "secp384r1"),
+            signature_schemes=(*_ECDSA, "ed25519", *_RSA),
+        ),
+        SecurityPolicy(
+            name="2026-11-pq",
+            purpose="post-quantum key exchange required: hybrid groups and no others",
+            versions=(_TLS_1_3,),
+            suites=_SUITES_1_3,
+            groups=("X25519MLKEM768", "SecP256r1MLKEM768", "SecP384r1MLKEM1024"),
+            signature_schemes=(*_ECDSA, "ed25519", *_RSA),
+        ),
+        # Sections 3.3.1 and 3.1: AES-GCM suites with ephemeral keys, curves P-256 and P-384,
+        # signatures by ECDSA and RSA of 2048 bits or more, and TLS 1.3 supported. The document
+        # predates ML-KEM's standard (FIPS 203), and approves neither ChaCha20 nor x25519.
+        SecurityPolicy(
+            name="2026-11-nist-sp800-52r2",
+            purpose="satisfies NIST SP 800-52 revision 2",
+            versions=(_TLS_1_3, _TLS_1_2),
+            suites=("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", *_GCM_SUITES_1_2),
+            groups=("secp256r1", "secp384r1"),
+            signature_schemes=(*_ECDSA, *_RSA),
+        ),
+        # The configuration "modern": TLS 1.3, its three suites, and certificates with ECDSA on
+        # P-256 or P-384.
+        SecurityPolicy(
+            name="2026-11-mozilla-modern",
+            purpose="satisfies Mozilla's server-side TLS configuration 'modern'",
+            versions=(_TLS_1_3,),
+            suites=_SUITES_1_3,
+            groups=("X25519MLKEM768", "x25519", "secp256r1", "secp384r1"),
+            signature_schemes=_ECDSA,
+        ),
+        # AES-256 with SHA-384, and ML-KEM-1024 in the hybrid with P-384. The suite asks for
+        # ML-DSA-87 signatures too, which certificates of this toolkit cannot have yet: ECDSA on
+        # P-384, of its predecessor, stands in for them.
+        SecurityPolicy(
+            name="2026-11-cnsa2",
+            purpose="CNSA 2.0 as far as the stack goes: its key exchange and its suite; "
+            "signatures still by ECDSA P-384",
+            versions=(_TLS_1_3,),
+            suites=("TLS_AES_256_GCM_SHA384",),
+            groups=("SecP384r1MLKEM1024",),
+            signature_schemes=("ecdsa_secp384r1_sha384",),
+            minimum_rsa_key_bits=3072,
+            minimum_ec_key_bits=384,
         ),
     )
 }

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from certs.errors import CertsError
-from interop.cli import proof, serve
+from interop.cli import policy, proof, serve
 from interop.errors import InteropError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ application = typer.Typer(
 )
 application.add_typer(proof.commands)
 application.add_typer(serve.commands)
+application.add_typer(policy.commands, name="policy")
 
 
 def main() -> None:
