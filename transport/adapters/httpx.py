@@ -3,8 +3,8 @@
 httpx takes any `ssl.SSLContext` as ``verify``, for its blocking and its asynchronous client, so all
 that is needed is `client_ssl_context`; `client` and `async_client` spell it out, and refuse options
 that would go around it. A server outside the policy is an `httpx.ConnectError`;
-one that refuses our certificate may be an `httpx.ReadError`, since TLS 1.3 tells a client only after
-its handshake.
+one that refuses our certificate may be an `httpx.ReadError`, since TLS 1.3 tells a client of that
+only after its handshake.
 """
 
 from __future__ import annotations

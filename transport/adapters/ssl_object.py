@@ -17,10 +17,10 @@ would otherwise see itself as coming from there.
 
 **Alerts.** These libraries close at once when a handshake raises, and drop what was still to be
 sent: the peer sees a reset, and no reason. On the server's side a failed handshake therefore asks
-for more bytes once, so that the alert goes out, and fails at the next call, or when the peer closes,
-or with the framework's time limit. Nothing is lost by it, since nobody is told why a server's
-handshake failed. A client's caller is, and would get "connection reset" instead of the reason: there
-the failure is raised at once, and asyncio drops the alert.
+for more bytes once, so that the alert goes out, and fails at the next call, or when the peer
+closes, or with the framework's time limit. Nothing is lost by it, since nobody is told why a
+server's handshake failed. A client's caller is, and would get "connection reset" instead of the
+reason: there the failure is raised at once, and asyncio drops the alert.
 
 **Truncation.** asyncio takes a connection that ends without close_notify for one that ended
 properly, and this object is not even asked. Protocols that mark their own ends (HTTP does) are
