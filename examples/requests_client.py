@@ -26,7 +26,7 @@ def main() -> int:
     )
     with session(anchors, credential=credential) as http:
         try:
-            response = http.get(options.url, stream=True, timeout=30)
+            response = http.get(options.url, timeout=30)
         except requests.RequestException as error:
             print(f"not fetched: {error}", file=sys.stderr)
             return 1

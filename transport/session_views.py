@@ -106,7 +106,7 @@ def _certificate_fields(certificate: bytes) -> tuple[tuple[str, object], ...]:
         ("subject", _name(parsed.subject)),
         ("issuer", _name(parsed.issuer)),
         ("version", parsed.version.value + 1),
-        ("serialNumber", f"{parsed.serial_number:X}"),
+        ("serialNumber", _whole_bytes(f"{parsed.serial_number:X}")),
         ("notBefore", _time(parsed.not_valid_before_utc)),
         ("notAfter", _time(parsed.not_valid_after_utc)),
     ]
@@ -130,6 +130,10 @@ def _name(name: x509.Name) -> tuple[tuple[tuple[str, str], ...], ...]:
         )
         for part in name.rdns
     )
+
+
+def _whole_bytes(digits: str) -> str:
+    return digits if len(digits) % 2 == 0 else f"0{digits}"
 
 
 def _text(value: str | bytes) -> str:

@@ -18,6 +18,12 @@ the connection wake up then, and their calls raise `APIMisuse`.
 (subclasses of `ssl.SSLWantReadError` and its twin, for the sake of selector loops), a number raises
 `TimeoutError`. A send that times out has sent part of its data, so the connection can only be
 closed after it. The handshake has the earlier of the two deadlines and raises `HandshakeTimeout`.
+
+**Tickets.** A TLS 1.3 server sends its tickets when the handshake is over (ours sends two that
+hold nothing: see `transport.context`). A client that only sends and closes may be gone when they
+arrive, the kernel answers them with a reset, and the reset throws away what the server has received
+and not read yet: an upload by FTP lost its end that way. So a client that never received anything
+waits, a second at most, for the server to close too. Whatever was received came after the tickets.
 """
 
 from __future__ import annotations
@@ -97,6 +103,7 @@ class TLSSocket(SessionViews):
         self._call_lock = threading.Lock()
         self._open_files = 0
         self._close_when_unused = False
+        self._tickets_may_come = not endpoint.server_side
 
     def __repr__(self) -> str:
         state = "established" if self._core.is_established else "not established"
@@ -172,7 +179,9 @@ class TLSSocket(SessionViews):
         if limit_bytes < 0:
             raise ValueError("negative buffer size in recv")
         self.do_handshake()
-        return self._repeat(lambda: self._core.read(limit_bytes), self._deadline())
+        data = self._repeat(lambda: self._core.read(limit_bytes), self._deadline())
+        self._tickets_may_come = False
+        return data
 
     def recv_into(self, buffer: Buffer, limit_bytes: int = 0, flags: int = 0) -> int:
         """Read into `buffer`, at most `limit_bytes` of it if not zero; zero on close_notify."""
@@ -181,7 +190,9 @@ class TLSSocket(SessionViews):
         if limit_bytes:
             view = view[:limit_bytes]
         self.do_handshake()
-        return self._repeat(lambda: self._core.read_into(view), self._deadline())
+        count = self._repeat(lambda: self._core.read_into(view), self._deadline())
+        self._tickets_may_come = False
+        return count
 
     read = recv
 
@@ -332,9 +343,27 @@ class TLSSocket(SessionViews):
         if say_close_notify:
             self._say_close_notify()
         with self._call_lock:
+            linger = say_close_notify and self._tickets_may_come and self._core.is_established
+            self._core.abandon()
+        if linger:
+            self._await_end()
+        with self._call_lock:
             if self._transport.fileno() >= 0:
-                self._core.abandon()
                 close_politely(self._transport)
+
+    def _await_end(self) -> None:
+        """Wait a second at most for the peer to end, so that its tickets do not find us gone."""
+        deadline = time.monotonic() + _CLOSE_TIMEOUT_SECONDS
+        poll = select.poll()
+        try:
+            self._transport.shutdown(socket.SHUT_WR)
+            poll.register(self._transport, select.POLLIN)
+            while (remaining_seconds := deadline - time.monotonic()) > 0:
+                ready = poll.poll(int(remaining_seconds * 1000) + 1)
+                if ready and not self._transport.recv(MAX_RECORD_BYTES):
+                    return
+        except (OSError, ValueError):  # gone already, or closed by another thread
+            return
 
     def _say_close_notify(self) -> None:
         """Say close_notify within a second or not at all; another thread's send is not cut."""

@@ -8,11 +8,12 @@ is mounted on trusts the anchors given here and no others, whatever `verify` or 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import requests
 import requests.adapters
 import urllib3
+import urllib3.connection
 
 from transport.adapters.ssl_context import client_ssl_context
 from transport.errors import APIMisuse
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TLSAdapter", "negotiated_session", "pool_manager", "session"]
 
+_NEGOTIATED: Final = "_transport_negotiated"
+
 
 def pool_manager(
     trust_anchors: TrustAnchors,
@@ -34,7 +37,27 @@ def pool_manager(
 ) -> urllib3.PoolManager:
     """Return a `urllib3.PoolManager` over our TLS; `options` are urllib3's own."""
     context = client_ssl_context(trust_anchors, credential=credential, policy=policy)
-    return urllib3.PoolManager(**options, ssl_context=context)
+    manager = urllib3.PoolManager(**options, ssl_context=context)
+    _use_our_connections(manager)
+    return manager
+
+
+class _Connection(urllib3.connection.HTTPSConnection):
+    """Leaves the proof on each response: its socket may be gone by the time somebody asks."""
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override] # urllib3's own
+        negotiated: NegotiatedSession | None = getattr(self.sock, "negotiated", None)
+        response = super().getresponse()
+        vars(response)[_NEGOTIATED] = negotiated
+        return response
+
+
+class _Pool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _Connection
+
+
+def _use_our_connections(manager: urllib3.PoolManager) -> None:
+    manager.pool_classes_by_scheme = {**manager.pool_classes_by_scheme, "https": _Pool}
 
 
 class TLSAdapter(requests.adapters.HTTPAdapter):
@@ -54,10 +77,13 @@ class TLSAdapter(requests.adapters.HTTPAdapter):
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
         """Make the pool with our context."""
         super().init_poolmanager(*arguments, **options, ssl_context=self._context)
+        _use_our_connections(self.poolmanager)
 
     def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
         """Make the pool of a proxy with our context for what is tunnelled through it."""
-        return super().proxy_manager_for(proxy, **options, ssl_context=self._context)
+        manager = super().proxy_manager_for(proxy, **options, ssl_context=self._context)
+        _use_our_connections(manager)
+        return manager
 
     def build_connection_pool_key_attributes(
         self,
@@ -98,18 +124,15 @@ def session(
 def negotiated_session(
     response: requests.Response | urllib3.BaseHTTPResponse,
 ) -> NegotiatedSession:
-    """Return the proof of the session that a response came over, before its body is read.
+    """Return the proof of the session that a response came over.
 
-    Ask with ``stream=True`` (requests) or ``preload_content=False`` (urllib3): once the body is
-    read, the connection is back in its pool. Raises `APIMisuse` then, and for plain http.
+    Raises `APIMisuse` for a response that did not come over a connection of this module.
     """
     raw = response.raw if isinstance(response, requests.Response) else response
-    connection = getattr(raw, "connection", None)
-    found: NegotiatedSession | None = getattr(getattr(connection, "sock", None), "negotiated", None)
+    found: NegotiatedSession | None = getattr(raw, _NEGOTIATED, None)
     if found is None:
         raise APIMisuse(
-            "this response has no connection of ours any more",
-            advice="ask with stream=True, and look before the body is read",
+            "this response did not come over a connection of ours", advice="ask for an https URL"
         )
     return found
 
