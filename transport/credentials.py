@@ -22,6 +22,7 @@ be refused. The choice is made inside the handshake, see `transport.server_names
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -40,7 +41,7 @@ from certs.credential import (
 from transport import openssl
 from transport.context import EndpointContext
 from transport.errors import APIMisuse
-from transport.server_names import NameTable
+from transport.server_names import NameTable, normalize_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -192,8 +193,17 @@ def _name_table(
     return NameTable(
         (name, endpoint.context)
         for one, credential, endpoint in zip(served, credentials, endpoints, strict=True)
-        for name in one.names or _dns_names(credential)
+        for name in one.names or _usable_names(credential)
     )
+
+
+def _usable_names(credential: Credential) -> list[str]:
+    """Return the certificate's names but those that no client could ask for."""
+    usable = []
+    for name in _dns_names(credential):
+        with suppress(APIMisuse):
+            usable.append(normalize_name(name))
+    return usable
 
 
 def _dns_names(credential: Credential) -> list[str]:

@@ -19,7 +19,7 @@ __all__ = ["NameTable", "normalize_name"]
 
 _MAX_NAME_CHARACTERS: Final = 253
 _LABEL: Final = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-_NAME: Final = re.compile(rf"(?:\*\.{_LABEL}\.|{_LABEL}\.)?{_LABEL}(?:\.{_LABEL})*")
+_NAME: Final = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*")
 _Value = TypeVar("_Value")
 
 

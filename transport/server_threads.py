@@ -40,6 +40,14 @@ _ACCEPT_PAUSE_SECONDS: Final = 1.0
 _SWEEP_SECONDS: Final = 0.25
 
 
+class _NotAdmitted(Exception):
+    """A handshake failed, or its peer is not authorized."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class _Visit:
     """One connection that the engine looks after."""
 
@@ -215,19 +223,25 @@ class ThreadedEngine:
             visit.transport.close()
             self._events.handshake_failed(address, error, time.monotonic() - visit.started)
             return
-        with stream:
-            try:
-                stream.do_handshake()
-                if self._settings.authorize is not None:
-                    self._settings.authorize(stream.negotiated)
-            except OSError as error:
-                self._events.handshake_failed(address, error, time.monotonic() - visit.started)
-                return
-            now = time.monotonic()
-            self._events.handshake_done(address, stream.negotiated, now - visit.started)
-            visit.stream = stream
-            self._watch(visit, now)
-            self._handler(stream, visit.client)
+        try:
+            with stream:  # left by an exception, it says no close_notify
+                self._shake_hands(stream)
+                now = time.monotonic()
+                self._events.handshake_done(address, stream.negotiated, now - visit.started)
+                visit.stream = stream
+                self._watch(visit, now)
+                self._handler(stream, visit.client)
+        except _NotAdmitted as refusal:
+            elapsed = time.monotonic() - visit.started
+            self._events.handshake_failed(address, refusal.error, elapsed)
+
+    def _shake_hands(self, stream: TLSSocket) -> None:
+        try:
+            stream.do_handshake()
+            if self._settings.authorize is not None:
+                self._settings.authorize(stream.negotiated)
+        except OSError as error:
+            raise _NotAdmitted(error) from error
 
     def _end(self, visit: _Visit) -> None:
         with self._lock:
