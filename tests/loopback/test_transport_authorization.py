@@ -1,0 +1,59 @@
+"""Rules applied to what real mutual handshakes of both engines proved about the peer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import transport
+from transport.authorization import Authorization, DNSRule, PeerNotAuthorized, SPKIRule, spki_pin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from certs.credential import Credential
+
+
+def test_each_side_authorizes_the_other(identities: Any, echo: Callable[..., Any]) -> None:
+    server_pin, client_pin = spki_pin(identities.ec.leaf), spki_pin(identities.rsa.leaf)
+    with echo(identities.ec, client_anchors=identities.anchors) as server:
+        with transport.connect(
+            server.address,
+            trust_anchors=identities.anchors,
+            server_hostname="localhost",
+            credential=identities.rsa,
+        ) as client:
+            seen_by_client = client.negotiated
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+        seen_by_server = server.outcome()
+    pinned = Authorization(any_of=(SPKIRule(server_pin),)).authorize(seen_by_client)
+    assert pinned.certificate == identities.ec.leaf
+    admitted = Authorization(any_of=(DNSRule("localhost"),)).authorize(seen_by_server)
+    assert admitted.certificate == identities.rsa.leaf
+    for pin, session in ((client_pin, seen_by_client), (server_pin, seen_by_server)):
+        with pytest.raises(PeerNotAuthorized):
+            Authorization(any_of=(SPKIRule(pin),)).authorize(session)
+
+
+@pytest.mark.parametrize("credential", [None, "foreign"])
+def test_a_client_without_a_trusted_certificate_proves_nothing(
+    identities: Any, echo: Callable[..., Any], credential: str | None
+) -> None:
+    offered: Credential | None = None if credential is None else identities.foreign
+    anchors = None if credential is None else identities.anchors
+    with echo(identities.ec, client_anchors=anchors) as server:
+        client = transport.connect(
+            server.address,
+            trust_anchors=identities.anchors,
+            server_hostname="localhost",
+            credential=offered,
+        )
+        with client:
+            outcome = server.outcome()
+    if credential is None:
+        with pytest.raises(PeerNotAuthorized, match="no certificate"):
+            Authorization(any_of=(DNSRule("localhost"),)).authorize(outcome)
+    else:
+        assert isinstance(outcome, transport.CertificateRejected)
