@@ -100,7 +100,7 @@ def _credentials(
     if not served:
         raise APIMisuse(
             "no certificate was given",
-            advice="give --cert FILE and --key FILE, such as `pfs ca issue` or mkcert makes",
+            advice="give --cert FILE and --key FILE",
         )
     return tuple(served)
 
