@@ -1,0 +1,312 @@
+"""Our `ssl.SSLContext` in asyncio and httpx; Python's own one with our checks; live renewal."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import threading
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx
+import pytest
+import requests
+import urllib3
+import uvicorn
+from cryptography.hazmat.primitives.serialization import Encoding
+
+import transport
+from transport.adapters import httpx as over_httpx
+from transport.adapters import requests as over_requests
+from transport.adapters.asgi import TLSExtension
+from transport.adapters.ssl_context import client_ssl_context, server_ssl_context
+from transport.adapters.ssl_object import CertificateFailure, TLSFailure
+from transport.adapters.standard_library import checked_client_context, checked_server_context
+from transport.adapters.uvicorn import TLSConfig
+from transport.errors import APIMisuse, PolicyViolation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEADLINE_SECONDS = 20.0
+TLS_1_2 = transport.DEFAULT_POLICY.narrowed(versions=["TLS 1.2"])
+TLS_1_3 = transport.DEFAULT_POLICY.narrowed(versions=["TLS 1.3"])
+MAKERS = {
+    "ours": (server_ssl_context, client_ssl_context),
+    "Python's": (checked_server_context, checked_client_context),
+}
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+    except OSError:
+        writer.close()
+
+
+@pytest.mark.parametrize("server", list(MAKERS))
+@pytest.mark.parametrize("client", list(MAKERS))
+async def test_asyncio_streams_with_contexts_of_both_kinds(
+    server: str, client: str, identities: Any
+) -> None:
+    body = bytes(range(256)) * 4096
+    served = await asyncio.start_server(echo, "127.0.0.1", 0, ssl=MAKERS[server][0](identities.ec))
+    async with served, asyncio.timeout(DEADLINE_SECONDS):
+        address = served.sockets[0].getsockname()
+        reader, writer = await asyncio.open_connection(
+            *address, ssl=MAKERS[client][1](identities.anchors), server_hostname="localhost"
+        )
+        negotiated = writer.get_extra_info("ssl_object").negotiated
+        assert isinstance(negotiated, transport.NegotiatedSession)
+        hybrid = server == client == "ours"
+        assert negotiated.group == ("X25519MLKEM768" if hybrid else "secp256r1")
+        writer.write(body)
+        assert await reader.readexactly(len(body)) == body
+        writer.close()
+        await writer.wait_closed()
+
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await asyncio.open_connection(
+                *address,
+                ssl=MAKERS[client][1](identities.foreign_anchors),
+                server_hostname="localhost",
+            )
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await asyncio.open_connection(
+                *address, ssl=MAKERS[client][1](identities.anchors), server_hostname="other.example"
+            )
+
+
+async def test_a_failure_carries_who_erred(identities: Any) -> None:
+    served = await asyncio.start_server(echo, "127.0.0.1", 0, ssl=server_ssl_context(identities.ec))
+    async with served, asyncio.timeout(DEADLINE_SECONDS):
+        with pytest.raises(CertificateFailure) as failed:
+            await asyncio.open_connection(
+                *served.sockets[0].getsockname(),
+                ssl=client_ssl_context(identities.foreign_anchors),
+                server_hostname="localhost",
+            )
+    assert isinstance(failed.value, TLSFailure)
+    assert isinstance(failed.value.transport_error, transport.CertificateRejected)
+
+
+async def test_a_server_in_asyncio_sends_the_alert_that_ends_a_handshake(identities: Any) -> None:
+    context = server_ssl_context(identities.ec, policy=TLS_1_3)
+    served = await asyncio.start_server(echo, "127.0.0.1", 0, ssl=context)
+    async with served, asyncio.timeout(DEADLINE_SECONDS):
+        with pytest.raises(transport.AlertReceived, match="protocol_version"):
+            await transport.open_connection(
+                *served.sockets[0].getsockname(), trust_anchors=identities.anchors, policy=TLS_1_2
+            )
+
+
+def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[object, object]:
+    """Return what became of each side: its socket, or what was raised."""
+    one, other = socket.socketpair()
+    outcomes: list[object] = [None, None]
+
+    def run(side: int, context: ssl.SSLContext, sock: socket.socket, **options: Any) -> None:
+        sock.settimeout(DEADLINE_SECONDS)
+        try:
+            with context.wrap_socket(sock, **options) as connection:
+                outcomes[side] = getattr(connection, "negotiated", connection.version())
+        except OSError as error:
+            outcomes[side] = error
+        finally:
+            sock.close()
+
+    thread = threading.Thread(target=run, args=(0, server, one), kwargs={"server_side": True})
+    thread.start()
+    run(1, client, other, server_hostname="localhost")
+    thread.join(DEADLINE_SECONDS)
+    assert not thread.is_alive()
+    return outcomes[0], outcomes[1]
+
+
+@pytest.mark.parametrize(
+    ("weaken", "what"),
+    [
+        (lambda context: setattr(context, "policy", TLS_1_2), "version"),
+        (
+            lambda context: setattr(
+                context,
+                "policy",
+                TLS_1_3.narrowed(suites=["TLS_CHACHA20_POLY1305_SHA256"]),
+            ),
+            "suite",
+        ),
+    ],
+)
+def test_what_pythons_own_context_negotiated_is_checked(
+    weaken: Callable[[Any], None], what: str, identities: Any
+) -> None:
+    server, client = (
+        checked_server_context(identities.ec),
+        checked_client_context(identities.anchors),
+    )
+    assert all(isinstance(one, transport.NegotiatedSession) for one in shake_hands(server, client))
+    weaken(client)  # as if the library had not done what it was told
+    _, refused = shake_hands(server, client)
+    assert isinstance(refused, TLSFailure)
+    assert isinstance(refused.transport_error, PolicyViolation)
+    assert what in str(refused)
+
+
+def test_tls_1_2_with_pythons_own_context_is_only_on_request(identities: Any) -> None:
+    ours = client_ssl_context(identities.anchors, policy=TLS_1_2)
+    _, refused = shake_hands(checked_server_context(identities.ec), ours)
+    assert isinstance(refused, transport.TransportError)
+    served, _ = shake_hands(checked_server_context(identities.ec, offer_tls_1_2=True), ours)
+    assert isinstance(served, transport.NegotiatedSession)
+    assert served.version == "TLS 1.2"
+    assert not served.extended_main_secret  # not proven, so not claimed
+    assert "without proof" in served.policy
+    with pytest.raises(APIMisuse, match="extended main secret"):
+        checked_server_context(identities.ec, policy=TLS_1_2)
+
+
+def test_pythons_own_context_refuses_a_policy_that_it_cannot_carry_out(identities: Any) -> None:
+    hybrid = TLS_1_3.narrowed(groups=["X25519MLKEM768"])
+    with pytest.raises(APIMisuse, match="no group"):
+        checked_client_context(identities.anchors, policy=hybrid)
+
+
+@pytest.mark.parametrize("maker", list(MAKERS))
+def test_mutual_tls_and_its_foreign_client(maker: str, identities: Any) -> None:
+    make_server, make_client = MAKERS[maker]
+    server = make_server(identities.ec, client_anchors=identities.anchors)
+    served, _ = shake_hands(server, make_client(identities.anchors, credential=identities.rsa))
+    assert isinstance(served, transport.NegotiatedSession)
+    assert served.peer_certificate == identities.rsa.leaf.public_bytes(Encoding.DER)
+    for credential in (None, identities.foreign):
+        refused, _ = shake_hands(server, make_client(identities.anchors, credential=credential))
+        assert isinstance(refused, OSError)
+
+
+class RunningApplication:
+    """uvicorn in a thread, telling each client what the scope says of TLS."""
+
+    def __init__(self, **options: Any) -> None:
+        self.config = TLSConfig(
+            self._application, interface="asgi3", lifespan="off", log_level="error", **options
+        )
+        self._server = uvicorn.Server(self.config)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._server.run, args=([self._listener],))
+        self.scopes: list[Any] = []
+        self.url = f"https://localhost:{self._listener.getsockname()[1]}/"
+
+    async def _application(self, scope: Any, _receive: Any, send: Any) -> None:
+        self.scopes.append(scope)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": scope["path"].encode()})
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(DEADLINE_SECONDS)
+        self._listener.close()
+        assert not self._thread.is_alive()
+
+
+def test_the_scope_says_what_the_asgi_extension_says(identities: Any) -> None:
+    options = {"credential": identities.ec, "client_anchors": identities.anchors}
+    with (
+        RunningApplication(**options) as running,
+        over_httpx.client(identities.anchors, credential=identities.rsa) as client,
+    ):
+        responses = [client.get(running.url + path) for path in ("a", "b")]  # one connection
+    assert [response.text for response in responses] == ["/a", "/b"]
+    for scope in running.scopes:
+        tls, session = scope["extensions"]["tls"], scope["extensions"]["pfs.negotiated"]
+        assert tls["server_cert"] == identities.ec.certificates_pem().decode()
+        assert [ssl.PEM_cert_to_DER_cert(pem) for pem in tls["client_cert_chain"]] == [
+            session.peer_certificate
+        ]
+        assert tls["client_cert_name"] == identities.rsa.leaf.subject.rfc4514_string()
+        assert tls["client_cert_error"] is None
+        assert (tls["tls_version"], tls["cipher_suite"]) == (0x0304, 0x1301)
+
+
+async def test_async_httpx_and_an_application_that_fetches_is_not_its_own_client(
+    identities: Any,
+) -> None:
+    with RunningApplication(credential=identities.ec) as running:
+        async with over_httpx.async_client(identities.anchors) as client:
+            response = await client.get(running.url)
+        proof = over_httpx.negotiated_session(response)
+        assert proof.group == "X25519MLKEM768"
+
+        seen: list[Any] = []
+
+        async def application(scope: Any, _receive: Any, _send: Any) -> None:
+            seen.append(scope)
+
+        await TLSExtension(application)({"type": "http"}, None, None)  # type: ignore[arg-type]
+        assert seen == [{"type": "http"}]
+        async with over_httpx.async_client(identities.foreign_anchors) as client:
+            with pytest.raises(httpx.ConnectError):
+                await client.get(running.url)
+
+
+def test_a_running_uvicorn_gets_a_new_certificate(identities: Any) -> None:
+    def shown() -> bytes | None:
+        with over_httpx.client(identities.anchors) as client:
+            return over_httpx.negotiated_session(client.get(running.url)).peer_certificate
+
+    with (
+        RunningApplication(credential=identities.ec) as running,
+        over_httpx.client(identities.anchors) as old,
+    ):
+        before = over_httpx.negotiated_session(old.get(running.url))
+        assert before.peer_certificate == shown()
+        running.config.tls_context.replace_credential(identities.rsa)
+        assert shown() == identities.rsa.leaf.public_bytes(Encoding.DER)
+        assert over_httpx.negotiated_session(old.get(running.url)) == before  # goes on as it was
+
+
+def test_requests_and_urllib3(identities: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RunningApplication(credential=identities.ec) as running:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nonexistent")  # which is not asked
+        with over_requests.session(identities.anchors) as session:
+            response = session.get(running.url + "x", timeout=DEADLINE_SECONDS)
+            assert response.text == "/x"
+            assert over_requests.negotiated_session(response).group == "X25519MLKEM768"
+            del response  # which keeps its urllib3 pool open, and with it the connection
+            with pytest.raises(APIMisuse, match="verify=False"):
+                session.get(running.url, verify=False, timeout=DEADLINE_SECONDS)
+            with pytest.raises(requests.exceptions.InvalidSchema):
+                session.get("http://localhost/", timeout=DEADLINE_SECONDS)
+        with (
+            over_requests.session(identities.foreign_anchors) as session,
+            pytest.raises(requests.ConnectionError),
+        ):
+            session.get(running.url, timeout=DEADLINE_SECONDS)
+        with over_requests.pool_manager(identities.anchors, retries=False) as pool:
+            answer = pool.request("GET", running.url + "y")
+            assert answer.data == b"/y"
+            assert over_requests.negotiated_session(answer).version == "TLS 1.3"
+            del answer
+        with (
+            over_requests.pool_manager(identities.foreign_anchors, retries=False) as pool,
+            pytest.raises(urllib3.exceptions.HTTPError),
+        ):
+            pool.request("GET", running.url)
+
+
+def test_options_that_would_go_around_are_refused(identities: Any) -> None:
+    for call in (
+        lambda: over_httpx.client(identities.anchors, verify=False),
+        lambda: over_httpx.async_client(identities.anchors, cert="client.pem"),
+        lambda: TLSConfig("app:app", credential=identities.ec, ssl_certfile="server.pem"),
+        lambda: TLSConfig("app:app", credential=identities.ec, workers=2),
+    ):
+        with pytest.raises(APIMisuse):
+            call()
