@@ -14,6 +14,11 @@ What is set, and why it is not left to the library's defaults:
   sends two tickets (their number is not in the binding), but they hold nothing: without a cache
   there is no state that one could resume. A random session id context makes doubly sure that no
   session of another context is taken;
+- where the policy resumes, which can be on TLS 1.3 alone, a cache in this context's memory: a
+  ticket then is only the name of a state, and there is still no ticket key. A state lives an hour.
+  The library keeps 20,480 at most and drops the oldest; the binding cannot change that number, nor
+  make a state good for one use only, nor share it between processes. A new context (a reload)
+  forgets them all. Early data stays off: its limit is the library's default, nothing;
 - no renegotiation and no compression; the server's order of suites;
 - `MODE_RELEASE_BUFFERS`: an idle connection gives its record buffers back;
 - no `ENABLE_PARTIAL_WRITE`, which pyOpenSSL sets: a write then goes out in one call however many
@@ -42,7 +47,14 @@ from transport import openssl
 from transport.client_hello import parse_client_hello
 from transport.errors import APIMisuse, PolicyViolation
 from transport.negotiated import HandshakeFacts, key_strength
-from transport.policy import GROUPS, SIGNATURE_SCHEMES, SUITES, ProtocolVersion, SecurityPolicy
+from transport.policy import (
+    GROUPS,
+    SIGNATURE_SCHEMES,
+    SUITES,
+    ProtocolVersion,
+    Resumption,
+    SecurityPolicy,
+)
 from transport.translation import queued_reasons
 
 if TYPE_CHECKING:
@@ -80,6 +92,7 @@ _VERSIONS: Final = {number: version for version, number in _PROTOCOL_NUMBERS.ite
 # OpenSSL's security levels by the RSA key size that each asks for at least.
 _SECURITY_LEVELS: Final = ((15360, 5), (7680, 4), (3072, 3), (2048, 2))
 _SESSION_ID_CONTEXT_BYTES: Final = 32
+_SESSION_LIFETIME_SECONDS: Final = 3600
 _SIGNALLING_SUITES: Final = frozenset({0x00FF, 0x5600})  # RFC 5746 and RFC 7507: not real suites
 _MAX_ALPN_PROTOCOL_BYTES: Final = 255
 _SHARED_CONTEXTS: Final = 16
@@ -187,7 +200,9 @@ def _common_context(policy: SecurityPolicy, key_log: KeyLog | None) -> SSL.Conte
         | SSL.OP_NO_COMPRESSION
         | SSL.OP_CIPHER_SERVER_PREFERENCE
     )
-    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    resumes = policy.resumption is not Resumption.OFF
+    context.set_session_cache_mode(SSL.SESS_CACHE_SERVER if resumes else SSL.SESS_CACHE_OFF)
+    context.set_timeout(_SESSION_LIFETIME_SECONDS)
     context.set_session_id(os.urandom(_SESSION_ID_CONTEXT_BYTES))
     openssl.set_modes(context)
     openssl.set_verification_strictness(context)

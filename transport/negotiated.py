@@ -11,8 +11,13 @@ moves.
 whoever holds one knows that the check took place. It is plain data: it can be compared, logged and
 sent to another process, and holds no secret.
 
-One fact is out of reach: the binding does not report which signature scheme the peer signed its
-handshake with. The library refuses a scheme that was not offered (RFC 9846 section 4.4.3), the
+Of a resumed session the library reports a group in either case: that of the fresh key exchange, or,
+had there been none (psk_ke), the one remembered from the session before. The group is therefore no
+proof there. What excludes psk_ke is that it takes an option (ALLOW_NO_DHE_KEX) which the context's
+self-check refuses to find.
+
+One more fact is out of reach: the binding does not report which signature scheme the peer signed
+its handshake with. The library refuses a scheme that was not offered (RFC 9846 section 4.4.3), the
 context's self-check reads the offered list back from a real ClientHello, and the peer's key is
 checked here.
 """
@@ -27,7 +32,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from transport.errors import PolicyViolation
-from transport.policy import GROUPS, SUITES, ProtocolVersion, SecurityPolicy
+from transport.policy import GROUPS, SUITES, ProtocolVersion, Resumption, SecurityPolicy
 
 __all__ = ["HandshakeFacts", "NegotiatedSession", "key_strength", "verify_negotiated"]
 
@@ -87,7 +92,9 @@ def verify_negotiated(
         raise _violation("no group, so no forward secrecy, in", facts.suite, policy)
     if facts.group not in policy.groups or version not in GROUPS[facts.group].versions:
         raise _violation("group", facts.group, policy)
-    if facts.resumed:
+    if facts.resumed and not (
+        policy.resumption is Resumption.PSK_DHE_KE and version is ProtocolVersion.TLS_1_3
+    ):
         raise _violation("resumed session of", facts.version, policy)
     if policy.require_extended_main_secret and not facts.extended_main_secret:
         raise PolicyViolation(

@@ -48,9 +48,10 @@ class ProtocolVersion(StrEnum):
 
 
 class Resumption(StrEnum):
-    """How sessions may be resumed; off is all there is so far."""
+    """How sessions resume: not at all, or on TLS 1.3 with a fresh key exchange each time."""
 
     OFF = "off"
+    PSK_DHE_KE = "psk_dhe_ke"
 
 
 class Suite(NamedTuple):
@@ -169,6 +170,13 @@ class SecurityPolicy:
                     f"policy {self.name!r} would admit {kind} keys of {bits} bits",
                     advice=f"ask for {least} or more",
                 )
+        if self.resumption is not Resumption.OFF and self.versions != (_TLS_1_3,):
+            # The library's cache serves session ids of TLS 1.2 as well, and those resume without
+            # a key exchange: no call that the binding has tells the versions apart.
+            raise PolicyError(
+                f"policy {self.name!r} would resume sessions, and not on TLS 1.3 alone",
+                advice="narrow it to TLS 1.3, or leave resumption off",
+            )
         for version in self.versions:
             if not self.suites_for(version):
                 raise PolicyError(
@@ -313,6 +321,15 @@ _POLICIES: Mapping[str, SecurityPolicy] = {
             suites=_SUITES_1_3,
             groups=("X25519MLKEM768", "x25519", "secp256r1", "secp384r1"),
             signature_schemes=(*_ECDSA, "ed25519", *_RSA),
+        ),
+        SecurityPolicy(
+            name="2026-11-tls13-resumption",
+            purpose="2026-11-tls13 with resumption: saves the certificates, not the key exchange",
+            versions=(_TLS_1_3,),
+            suites=_SUITES_1_3,
+            groups=("X25519MLKEM768", "x25519", "secp256r1", "secp384r1"),
+            signature_schemes=(*_ECDSA, "ed25519", *_RSA),
+            resumption=Resumption.PSK_DHE_KE,
         ),
         SecurityPolicy(
             name="2026-11-pq",

@@ -19,7 +19,7 @@ from transport import DEFAULT_POLICY, APIMisuse, PolicyViolation, openssl
 from transport.client_hello import parse_client_hello
 from transport.context import (
     _IANA_NAMES,
-    _SUITE_ALIASES,
+    SUITE_ALIASES,
     client_context,
     server_context,
     shared_client_context,
@@ -67,8 +67,8 @@ def test_every_admissible_name_is_known_to_the_library(world: World) -> None:
 
 def test_every_tls_1_2_suite_has_its_alias() -> None:
     old = {name for name, suite in SUITES.items() if suite.version == ProtocolVersion.TLS_1_2}
-    assert set(_SUITE_ALIASES) == old
-    assert len(_IANA_NAMES) == len(_SUITE_ALIASES)
+    assert set(SUITE_ALIASES) == old
+    assert len(_IANA_NAMES) == len(SUITE_ALIASES)
 
 
 @pytest.mark.parametrize("policy", [DEFAULT_POLICY, TLS_1_2, TLS_1_3], ids=lambda p: p.name)
@@ -80,7 +80,7 @@ def test_the_offer_is_the_policy_in_its_order(world: World, policy: SecurityPoli
     offer = parse_client_hello(connection.bio_read(1 << 16))
     assert offer.groups == {GROUPS[group].code_point for group in policy.groups}
     assert len(offer.versions) == len(policy.versions)
-    aliases = [_SUITE_ALIASES.get(suite, suite) for suite in policy.suites]
+    aliases = [SUITE_ALIASES.get(suite, suite) for suite in policy.suites]
     # A context of TLS 1.3 alone cannot have an empty list for TLS 1.2: it is there, and never sent.
     assert connection.get_cipher_list()[: len(aliases)] == aliases
     assert {SUITES[suite].code_point for suite in policy.suites} == offer.suites - {0x00FF}
