@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from certs.credential import Credential, TrustAnchors
+    from transport.authorization import Authorization
     from transport.key_log import KeyLog
 
 __all__ = ["TLSListener", "connect", "wrap_listener", "wrap_socket"]
@@ -178,20 +179,22 @@ def wrap_listener(
     credential: Credential,
     policy: SecurityPolicy = DEFAULT_POLICY,
     client_anchors: TrustAnchors | None = None,
+    authorization: Authorization | None = None,
     alpn_protocols: Sequence[str] = (),
     key_log: KeyLog | None = None,
     handshake_timeout_seconds: float = DEFAULT_HANDSHAKE_TIMEOUT_SECONDS,
 ) -> TLSListener:
     """Make every connection that `listener` accepts a TLS connection.
 
-    With `client_anchors`, each client must have a certificate that ends in one of them. Raises
-    `APIMisuse` for a credential that the policy cannot use, and `PolicyViolation` if the TLS
-    library does not take the policy.
+    With `client_anchors`, each client must have a certificate that ends in one of them, and with
+    `authorization` be one that it admits. Raises `APIMisuse` for a credential that the policy
+    cannot use, and `PolicyViolation` if the TLS library does not take the policy.
     """
     endpoint = server_context(
         credential,
         policy,
         client_anchors=client_anchors,
+        authorization=authorization,
         alpn_protocols=alpn_protocols,
         key_log=key_log,
     )
@@ -206,6 +209,7 @@ def wrap_socket(
     trust_anchors: TrustAnchors | None = None,
     server_hostname: str | None = None,
     policy: SecurityPolicy = DEFAULT_POLICY,
+    authorization: Authorization | None = None,
     alpn_protocols: Sequence[str] = (),
     key_log: KeyLog | None = None,
     handshake_timeout_seconds: float = DEFAULT_HANDSHAKE_TIMEOUT_SECONDS,
@@ -213,9 +217,10 @@ def wrap_socket(
     """Make a connected socket a TLS connection; the handshake happens at the first use.
 
     A client needs `trust_anchors` and `server_hostname`; a server needs `credential`, and with
-    `trust_anchors` its client needs a certificate that ends in one of them. Raises `APIMisuse`
-    where one is missing. A server with many connections should use `wrap_listener`, which builds
-    its context once.
+    `trust_anchors` its client needs a certificate that ends in one of them. `authorization`, on
+    either side, says which of the peers that verify are wanted. Raises `APIMisuse` where something
+    is missing. A server with many connections should use `wrap_listener`, which builds its context
+    once.
     """
     if server_side:
         if credential is None:
@@ -224,6 +229,7 @@ def wrap_socket(
             credential,
             policy,
             client_anchors=trust_anchors,
+            authorization=authorization,
             alpn_protocols=alpn_protocols,
             key_log=key_log,
         )
@@ -234,6 +240,7 @@ def wrap_socket(
             trust_anchors,
             policy,
             credential=credential,
+            authorization=authorization,
             alpn_protocols=alpn_protocols,
             key_log=key_log,
         )
@@ -252,6 +259,7 @@ def connect(
     server_hostname: str | None = None,
     credential: Credential | None = None,
     policy: SecurityPolicy = DEFAULT_POLICY,
+    authorization: Authorization | None = None,
     alpn_protocols: Sequence[str] = (),
     key_log: KeyLog | None = None,
     timeout_seconds: float = DEFAULT_HANDSHAKE_TIMEOUT_SECONDS,
@@ -271,6 +279,7 @@ def connect(
             server_hostname=server_hostname or address[0],
             credential=credential,
             policy=policy,
+            authorization=authorization,
             alpn_protocols=alpn_protocols,
             key_log=key_log,
             handshake_timeout_seconds=max(deadline - time.monotonic(), 0.0),

@@ -47,6 +47,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from OpenSSL import SSL
 
 from transport import openssl
+from transport.authorization import PeerNotAuthorized
 from transport.context import read_handshake_facts
 from transport.errors import (
     AlertDescription,
@@ -58,6 +59,7 @@ from transport.errors import (
 from transport.negotiated import verify_negotiated
 
 if TYPE_CHECKING:
+    from transport.authorization import AuthorizedPeer
     from transport.context import EndpointContext
     from transport.negotiated import NegotiatedSession
 
@@ -93,6 +95,7 @@ class TLSCore:
     """
 
     __slots__ = (
+        "_authorized_peer",
         "_connection",
         "_endpoint",
         "_failure",
@@ -113,6 +116,7 @@ class TLSCore:
         self._endpoint = endpoint
         self._transport = transport
         self._negotiated: NegotiatedSession | None = None
+        self._authorized_peer: AuthorizedPeer | None = None
         self._failure: TransportError | None = None
         self._sent_close_notify = False
         self._write_pending = False
@@ -152,6 +156,11 @@ class TLSCore:
         return self._negotiated
 
     @property
+    def authorized_peer(self) -> AuthorizedPeer | None:
+        """The proof of who was let in; None where no authorization was asked for."""
+        return self._authorized_peer
+
+    @property
     def pending_bytes(self) -> int:
         """How many bytes of plaintext can be read without the socket becoming readable."""
         return 0 if self._failure is not None else self._connection.pending()
@@ -179,15 +188,18 @@ class TLSCore:
         except SSL.Error as error:
             self._fail(error)
         try:
-            self._negotiated = verify_negotiated(
+            negotiated = verify_negotiated(
                 read_handshake_facts(self._connection),
                 self._endpoint.policy,
                 require_peer_certificate=self._endpoint.require_peer_certificate,
             )
-        except PolicyViolation as violation:
-            violation.alert_sent = self._send_fatal_alert()
-            self._failure = violation
+            if self._endpoint.authorization is not None:
+                self._authorized_peer = self._endpoint.authorization.authorize(negotiated)
+        except (PolicyViolation, PeerNotAuthorized) as refusal:
+            refusal.alert_sent = self._send_fatal_alert()
+            self._failure = refusal
             raise
+        self._negotiated = negotiated
         return None
 
     def read(self, limit_bytes: int) -> bytes | Want:

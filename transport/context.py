@@ -35,7 +35,7 @@ file may have added and that cannot be taken off again end the build.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from certs.credential import Credential, TrustAnchors
+    from transport.authorization import Authorization
     from transport.key_log import KeyLog
 
 __all__ = [
@@ -106,6 +107,7 @@ class EndpointContext:
     policy: SecurityPolicy
     server_side: bool
     require_peer_certificate: bool
+    authorization: Authorization | None = None
 
 
 def server_context(
@@ -113,14 +115,21 @@ def server_context(
     policy: SecurityPolicy,
     *,
     client_anchors: TrustAnchors | None = None,
+    authorization: Authorization | None = None,
     alpn_protocols: Sequence[str] = (),
     key_log: KeyLog | None = None,
 ) -> EndpointContext:
     """Build a server's context; with `client_anchors`, every client must have a certificate.
 
-    Raises `APIMisuse` for a credential that the policy cannot use, and `PolicyViolation` if the
-    library does not take the policy.
+    `authorization` says which of those clients are wanted. Raises `APIMisuse` for a credential
+    that the policy cannot use, or an authorization without `client_anchors`, and `PolicyViolation`
+    if the library does not take the policy.
     """
+    if authorization is not None and client_anchors is None:
+        raise APIMisuse(
+            "an authorization of clients that show no certificate would refuse them all",
+            advice="pass client_anchors too",
+        )
     context = _common_context(policy, key_log)
     _use_credential(context, credential, policy, server_side=True)
     if client_anchors is not None:
@@ -131,7 +140,7 @@ def server_context(
     if alpn_protocols:
         openssl.set_alpn_selection(context, _encode_alpn(alpn_protocols))
     verify_context(context, policy)
-    return EndpointContext(context, policy, True, client_anchors is not None)  # noqa: FBT003 - fields
+    return EndpointContext(context, policy, True, client_anchors is not None, authorization)  # noqa: FBT003 - fields
 
 
 def client_context(
@@ -139,6 +148,7 @@ def client_context(
     policy: SecurityPolicy,
     *,
     credential: Credential | None = None,
+    authorization: Authorization | None = None,
     alpn_protocols: Sequence[str] = (),
     key_log: KeyLog | None = None,
 ) -> EndpointContext:
@@ -151,7 +161,7 @@ def client_context(
     if alpn_protocols:
         context.set_alpn_protos(list(_encode_alpn(alpn_protocols)))
     verify_context(context, policy)
-    return EndpointContext(context, policy, False, True)  # noqa: FBT003 - the fields' order is above
+    return EndpointContext(context, policy, False, True, authorization)  # noqa: FBT003 - the fields' order is above
 
 
 def shared_client_context(
@@ -159,6 +169,7 @@ def shared_client_context(
     policy: SecurityPolicy,
     *,
     credential: Credential | None = None,
+    authorization: Authorization | None = None,
     alpn_protocols: Sequence[str] = (),
     key_log: KeyLog | None = None,
 ) -> EndpointContext:
@@ -168,11 +179,13 @@ def shared_client_context(
     key or a secret longer than its owner does. Raises what `server_context` raises.
     """
     if credential is None and key_log is None and not isinstance(alpn_protocols, str):
-        return _cached_client_context(trust_anchors, policy, tuple(alpn_protocols))
+        shared = _cached_client_context(trust_anchors, policy, tuple(alpn_protocols))
+        return shared if authorization is None else replace(shared, authorization=authorization)
     return client_context(
         trust_anchors,
         policy,
         credential=credential,
+        authorization=authorization,
         alpn_protocols=alpn_protocols,
         key_log=key_log,
     )

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from certs.credential import Credential, TrustAnchors
+    from transport.authorization import Authorization
     from transport.key_log import KeyLog
 
     Handler = Callable[[TLSStream], Awaitable[None]]
@@ -55,6 +56,7 @@ async def open_connection(
     server_hostname: str | None = None,
     credential: Credential | None = None,
     policy: SecurityPolicy = DEFAULT_POLICY,
+    authorization: Authorization | None = None,
     alpn_protocols: Sequence[str] = (),
     key_log: KeyLog | None = None,
     timeout_seconds: float = DEFAULT_HANDSHAKE_TIMEOUT_SECONDS,
@@ -72,6 +74,7 @@ async def open_connection(
         trust_anchors,
         policy,
         credential=credential,
+        authorization=authorization,
         alpn_protocols=alpn_protocols,
         key_log=key_log,
     )
@@ -116,6 +119,7 @@ async def start_server(
     credential: Credential,
     policy: SecurityPolicy = DEFAULT_POLICY,
     client_anchors: TrustAnchors | None = None,
+    authorization: Authorization | None = None,
     alpn_protocols: Sequence[str] = (),
     key_log: KeyLog | None = None,
     handshake_timeout_seconds: float = DEFAULT_HANDSHAKE_TIMEOUT_SECONDS,
@@ -129,13 +133,15 @@ async def start_server(
     `handler` is awaited with the `TLSStream` of each client that passed the handshake and its
     check; the stream is closed after it, and aborted if it raises. `on_handshake_failure` is called
     with the peer's address and the error of each that did not. With `client_anchors`, each client
-    must have a certificate that ends in one of them. Raises `APIMisuse` for a credential that the
-    policy cannot use, and `PolicyViolation` if the TLS library does not take the policy.
+    must have a certificate that ends in one of them, and with `authorization` be admitted by it.
+    Raises `APIMisuse` for a credential that the policy cannot use, and `PolicyViolation` if the TLS
+    library does not take the policy.
     """
     endpoint = server_context(
         credential,
         policy,
         client_anchors=client_anchors,
+        authorization=authorization,
         alpn_protocols=alpn_protocols,
         key_log=key_log,
     )

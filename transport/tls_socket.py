@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from transport.authorization import AuthorizedPeer
     from transport.context import EndpointContext
     from transport.negotiated import NegotiatedSession
 
@@ -159,6 +160,11 @@ class TLSSocket(SessionViews):
     def negotiated(self) -> NegotiatedSession:
         """The proof of what was negotiated. Raises `APIMisuse` before the handshake is done."""
         return self._core.negotiated
+
+    @property
+    def authorized_peer(self) -> AuthorizedPeer | None:
+        """The proof of who was let in; None where no authorization was asked for."""
+        return self._core.authorized_peer
 
     def export_keying_material(
         self, label: str, length_bytes: int, context: bytes | None = None

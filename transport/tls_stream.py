@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     import socket
     from types import TracebackType
 
+    from transport.authorization import AuthorizedPeer
     from transport.context import EndpointContext
     from transport.negotiated import NegotiatedSession
 
@@ -180,6 +181,11 @@ class TLSStream:
     def negotiated(self) -> NegotiatedSession:
         """The proof of what was negotiated."""
         return self._core.negotiated
+
+    @property
+    def authorized_peer(self) -> AuthorizedPeer | None:
+        """The proof of who was let in; None where no authorization was asked for."""
+        return self._core.authorized_peer
 
     def export_keying_material(
         self, label: str, length_bytes: int, context: bytes | None = None

@@ -57,3 +57,52 @@ def test_a_client_without_a_trusted_certificate_proves_nothing(
             Authorization(any_of=(DNSRule("localhost"),)).authorize(outcome)
     else:
         assert isinstance(outcome, transport.CertificateRejected)
+
+
+def test_a_peer_that_no_rule_admits_is_refused_within_the_handshake(
+    identities: Any, echo: Callable[..., Any], exchange: Callable[..., Any]
+) -> None:
+    admitted = Authorization(any_of=(SPKIRule(spki_pin(identities.ec.leaf)),))
+    options = {"trust_anchors": identities.anchors, "server_hostname": "localhost"}
+    with echo(identities.rsa, client_anchors=identities.anchors, authorization=admitted) as server:
+        exchange(server.address, b"hello", credential=identities.ec, **options)
+        assert isinstance(server.outcome(), transport.NegotiatedSession)
+        assert server.outcome() == "end"
+        # The same authority vouches for this one, and no rule admits it.
+        with pytest.raises(OSError):  # noqa: PT011 - told by an alert, or reset already
+            exchange(server.address, b"hello", credential=identities.rsa, **options)
+        refusal = server.outcome()
+        assert isinstance(refusal, PeerNotAuthorized)
+        assert refusal.alert_sent is not None
+
+
+def test_a_client_can_pin_its_server_and_sees_whom_it_admitted(
+    identities: Any, echo: Callable[..., Any]
+) -> None:
+    def connect(address: tuple[str, int]) -> transport.TLSSocket:
+        return transport.connect(
+            address,
+            trust_anchors=identities.anchors,
+            server_hostname="localhost",
+            authorization=Authorization(any_of=(SPKIRule(spki_pin(identities.ec.leaf)),)),
+        )
+
+    with echo(identities.ec) as right, connect(right.address) as client:
+        assert client.authorized_peer is not None
+        assert client.authorized_peer.certificate == identities.ec.leaf
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+    with echo(identities.rsa) as wrong, pytest.raises(PeerNotAuthorized) as refusal:
+        connect(wrong.address)
+    assert refusal.value.alert_sent is not None
+
+
+def test_an_authorization_that_would_refuse_everyone_is_a_mistake(identities: Any) -> None:
+    rules = Authorization(any_of=(DNSRule("localhost"),))
+    with pytest.raises(transport.APIMisuse, match="client_anchors"):
+        transport.wrap_socket(
+            None,  # type: ignore[arg-type] # never reached
+            server_side=True,
+            credential=identities.ec,
+            authorization=rules,
+        )
