@@ -29,7 +29,9 @@ peer rightly sees a truncation.
 instead of FIN, and RST destroys what the peer has not read yet: our alert, our close_notify, or the
 data before it. Unread bytes are normal (a TLS 1.3 server sends tickets that a client which
 only writes never reads), so `close_politely` ends its own direction first, then discards what
-is there.
+is there. Bytes that arrive after the close do the same harm: they throw away what the kernel has
+not sent yet, so an upload lost its end to the server's tickets. A client that has received nothing
+therefore waits in its engine, a second at most, for the peer to end before the socket is closed.
 
 A core is not safe for threads: OpenSSL allows one call at a time per connection. The engines see
 to that.
@@ -164,6 +166,11 @@ class TLSCore:
     def pending_bytes(self) -> int:
         """How many bytes of plaintext can be read without the socket becoming readable."""
         return 0 if self._failure is not None else self._connection.pending()
+
+    @property
+    def is_client(self) -> bool:
+        """Whether this side began the handshake."""
+        return not self._endpoint.server_side
 
     @property
     def is_established(self) -> bool:

@@ -22,8 +22,10 @@ nothing. A cancelled handshake is over: the connection is closed.
 
 **Ending.** `close` lets the queue drain, says close_notify, ends the TCP direction and closes, all
 within the shutdown timeout; it never waits for the peer's close_notify, so a peer that does not
-send one cannot hold it up. `abort` closes at once without close_notify, which the peer sees as a
-truncation: right for data that is not complete. Leaving `async with` by an exception aborts.
+send one cannot hold it up. A client that received nothing at all waits a second at most for the
+server to end: see "Closing a socket politely" in `transport.connection`. `abort` closes at once
+without close_notify, which the peer sees as a truncation: right for data that is not complete.
+Leaving `async with` by an exception aborts.
 
 Errors of sending happen in the loop's callback, where nobody could catch them; they are kept and
 raised by the next `write` or `drain`. A stream belongs to one loop and one thread; one task may
@@ -33,6 +35,7 @@ read while another writes, and two that read at once are refused.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import deque
 from typing import TYPE_CHECKING, Final, Self
 
@@ -47,7 +50,6 @@ from transport.connection import (
 from transport.errors import APIMisuse, HandshakeTimeout, TransportError
 
 if TYPE_CHECKING:
-    import socket
     from types import TracebackType
 
     from transport.authorization import AuthorizedPeer
@@ -59,6 +61,7 @@ __all__ = ["DEFAULT_LIMIT_BYTES", "DEFAULT_SHUTDOWN_TIMEOUT_SECONDS", "TLSStream
 DEFAULT_LIMIT_BYTES: Final = 64 * 1024
 DEFAULT_SHUTDOWN_TIMEOUT_SECONDS: Final = 5.0
 _HIGH_WATER_BYTES: Final = 64 * 1024
+_LINGER_SECONDS: Final = 1.0
 
 
 async def establish(
@@ -111,6 +114,7 @@ class TLSStream:
         "_flush_scheduled",
         "_gathered",
         "_limit_bytes",
+        "_lingering",
         "_loop",
         "_queued_bytes",
         "_read_waiter",
@@ -118,6 +122,7 @@ class TLSStream:
         "_reading",
         "_shutdown_timeout_seconds",
         "_shutdown_timer",
+        "_tickets_may_come",
         "_transport",
         "_write_failure",
         "_write_waiters",
@@ -155,6 +160,8 @@ class TLSStream:
         self._closing = False
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._shutdown_timer: asyncio.TimerHandle | None = None
+        self._tickets_may_come = core.is_client
+        self._lingering = False
 
     def __repr__(self) -> str:
         state = "closing" if self._closing else "open"
@@ -304,6 +311,7 @@ class TLSStream:
         finally:
             self._reading = False
         self._ended = not data
+        self._tickets_may_come = False  # they came before this
         return data
 
     # Writing
@@ -400,7 +408,7 @@ class TLSStream:
         self._register_writer(wanted=want is not None)
         self._wake_writers()
         if self._closing and want is None:
-            self._finish()
+            self._finish_after_tickets()
 
     def _send_queue(self) -> Want | None:
         while True:
@@ -439,6 +447,35 @@ class TLSStream:
         """Close at once, without close_notify."""
         self._closing = True
         self._finish()
+
+    def _finish_after_tickets(self) -> None:
+        """Finish; but first let the peer end, if its tickets could still find us gone."""
+        if self._lingering:
+            return
+        linger = self._tickets_may_come and self._write_failure is None
+        if not linger or not self._core.is_established:
+            self._finish()
+            return
+        self._lingering = True
+        if self._shutdown_timer is not None:
+            self._shutdown_timer.cancel()
+        self._shutdown_timer = self._loop.call_later(_LINGER_SECONDS, self._finish)
+        self._loop.add_reader(self._transport.fileno(), self._discard)
+        self._reader_registered = True
+        try:
+            self._transport.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._finish()
+
+    def _discard(self) -> None:
+        try:
+            ended = not self._transport.recv(MAX_RECORD_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            ended = True
+        if ended:
+            self._finish()
 
     async def wait_closed(self) -> None:
         """Wait until the connection is closed."""
