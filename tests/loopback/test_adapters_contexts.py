@@ -256,6 +256,27 @@ async def test_async_httpx_and_an_application_that_fetches_is_not_its_own_client
                 await client.get(running.url)
 
 
+def test_only_authorized_clients_reach_the_application(identities: Any) -> None:
+    def answer(name: str) -> str:
+        running_options = {
+            "credential": identities.ec,
+            "client_anchors": identities.anchors,
+            "authorization": transport.Authorization((transport.DNSRule(name),)),
+        }
+        with (
+            RunningApplication(**running_options) as running,
+            over_httpx.client(identities.anchors, credential=identities.rsa) as client,
+        ):
+            text = client.get(running.url).text
+            peer = running.scopes[0]["extensions"]["pfs.authorized_peer"]
+            assert name in peer.dns_names
+            return text
+
+    assert answer("localhost") == "/"
+    with pytest.raises(httpx.TransportError, match="the peer refused"):
+        answer("other.example")
+
+
 def test_a_running_uvicorn_gets_a_new_certificate(identities: Any) -> None:
     def shown() -> bytes | None:
         with over_httpx.client(identities.anchors) as client:

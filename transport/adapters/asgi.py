@@ -3,9 +3,11 @@
 `TLSExtension` wraps an application. In each scope that came over one of our connections it puts
 
 - ``scope["extensions"]["tls"]``, as the ASGI TLS extension (version 0.2) lays it out, and
-- ``scope["extensions"]["pfs.negotiated"]``, the `NegotiatedSession` itself, group included.
+- ``scope["extensions"]["pfs.negotiated"]``, the `NegotiatedSession` itself, group included, and
+- ``scope["extensions"]["pfs.authorized_peer"]``, who was let in, where an authorization was asked
+  for (None where not).
 
-How it finds the connection is told in `transport.adapters.ssl_object`. Over plain HTTP both are
+How it finds the connection is told in `transport.adapters.ssl_object`. Over plain HTTP all are
 absent, as the extension's specification wants it.
 """
 
@@ -24,9 +26,10 @@ if TYPE_CHECKING:
     from certs.credential import Credential
     from transport.negotiated import NegotiatedSession
 
-__all__ = ["NEGOTIATED_EXTENSION", "Application", "TLSExtension"]
+__all__ = ["AUTHORIZED_PEER_EXTENSION", "NEGOTIATED_EXTENSION", "Application", "TLSExtension"]
 
 NEGOTIATED_EXTENSION: Final = "pfs.negotiated"
+AUTHORIZED_PEER_EXTENSION: Final = "pfs.authorized_peer"
 _VERSION_NUMBERS: Final = {ProtocolVersion.TLS_1_2: 0x0303, ProtocolVersion.TLS_1_3: 0x0304}
 
 Scope = MutableMapping[str, Any]
@@ -55,6 +58,7 @@ class TLSExtension:
                 **(scope.get("extensions") or {}),
                 "tls": self._describe(session),
                 NEGOTIATED_EXTENSION: session,
+                AUTHORIZED_PEER_EXTENSION: connection.authorized_peer,
             }
         await self._application(scope, receive, send)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from certs.credential import Credential, TrustAnchors
+    from transport.authorization import Authorization
 
 __all__ = ["TLSConfig", "serve"]
 
@@ -38,11 +39,12 @@ class TLSConfig(Config):
         credential: Credential,
         policy: SecurityPolicy = DEFAULT_POLICY,
         client_anchors: TrustAnchors | None = None,
+        authorization: Authorization | None = None,
     ) -> None:
         super().__init__()
         self.credential = credential
         self.tls_context: TLSContext = server_ssl_context(
-            credential, policy=policy, client_anchors=client_anchors
+            credential, policy=policy, client_anchors=client_anchors, authorization=authorization
         )
 
     @property

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from certs.credential import Credential, TrustAnchors
+    from transport.authorization import Authorization
     from transport.key_log import KeyLog
 
     Build = Callable[[tuple[str, ...]], EndpointContext]
@@ -233,14 +234,16 @@ def server_ssl_context(
     *,
     policy: SecurityPolicy = DEFAULT_POLICY,
     client_anchors: TrustAnchors | None = None,
+    authorization: Authorization | None = None,
     alpn_protocols: Iterable[str] = (),
     key_log: KeyLog | None = None,
     handshake_timeout_seconds: float = DEFAULT_HANDSHAKE_TIMEOUT_SECONDS,
 ) -> TLSContext:
     """Return a server's `ssl.SSLContext` over our engine; raises what `wrap_listener` raises.
 
-    With `client_anchors`, each client must have a certificate that ends in one of them. The
-    handshake's time limit holds for `wrap_socket`; with `wrap_bio` it is the framework's.
+    With `client_anchors`, each client must have a certificate that ends in one of them, and with
+    `authorization` be one that it admits. The handshake's time limit holds for `wrap_socket`; with
+    `wrap_bio` it is the framework's.
     """
 
     def build_for(credential: Credential | None) -> Build:
@@ -250,6 +253,7 @@ def server_ssl_context(
             credential,
             policy,
             client_anchors=client_anchors,
+            authorization=authorization,
             alpn_protocols=protocols,
             key_log=key_log,
         )
@@ -268,6 +272,7 @@ def client_ssl_context(
     trust_anchors: TrustAnchors,
     *,
     credential: Credential | None = None,
+    authorization: Authorization | None = None,
     policy: SecurityPolicy = DEFAULT_POLICY,
     alpn_protocols: Iterable[str] = (),
     key_log: KeyLog | None = None,
@@ -283,6 +288,7 @@ def client_ssl_context(
             trust_anchors,
             policy,
             credential=credential,
+            authorization=authorization,
             alpn_protocols=protocols,
             key_log=key_log,
         )

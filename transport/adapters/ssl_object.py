@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from transport.authorization import AuthorizedPeer
     from transport.context import EndpointContext
     from transport.negotiated import NegotiatedSession
 
@@ -104,6 +105,11 @@ class TLSObject(SessionViews):
     def negotiated(self) -> NegotiatedSession:
         """The proof of what was negotiated. Raises `APIMisuse` before the handshake is done."""
         return self._core.negotiated
+
+    @property
+    def authorized_peer(self) -> AuthorizedPeer | None:
+        """The proof of who was let in; None where no authorization was asked for."""
+        return self._core.authorized_peer
 
     @property
     def session_reused(self) -> bool:

@@ -19,6 +19,7 @@ from transport.policy import DEFAULT_POLICY, SecurityPolicy
 
 if TYPE_CHECKING:
     from certs.credential import Credential, TrustAnchors
+    from transport.authorization import Authorization
 
 __all__ = ["TLSConfig", "run"]
 
@@ -38,6 +39,7 @@ class TLSConfig(uvicorn.Config):
         credential: Credential,
         policy: SecurityPolicy = DEFAULT_POLICY,
         client_anchors: TrustAnchors | None = None,
+        authorization: Authorization | None = None,
         **options: Any,
     ) -> None:
         if theirs := sorted(name for name in options if name.startswith("ssl_")):
@@ -45,7 +47,11 @@ class TLSConfig(uvicorn.Config):
         if options.get("workers", 1) != 1:
             raise APIMisuse("this runs one process", advice="start several, on one socket")
         self.tls_context: TLSContext = server_ssl_context(
-            credential, policy=policy, client_anchors=client_anchors, alpn_protocols=("http/1.1",)
+            credential,
+            policy=policy,
+            client_anchors=client_anchors,
+            authorization=authorization,
+            alpn_protocols=("http/1.1",),
         )
         self._credential = credential
         super().__init__(
@@ -66,17 +72,20 @@ def run(
     credential: Credential,
     policy: SecurityPolicy = DEFAULT_POLICY,
     client_anchors: TrustAnchors | None = None,
+    authorization: Authorization | None = None,
     **options: Any,
 ) -> None:
     """Serve until a signal says to stop; `options` are those of `uvicorn.Config`.
 
-    With `client_anchors`, each client must have a certificate that ends in one of them.
+    With `client_anchors`, each client must have a certificate that ends in one of them, and
+    with `authorization` be one that it admits.
     """
     config = TLSConfig(
         application,
         credential=credential,
         policy=policy,
         client_anchors=client_anchors,
+        authorization=authorization,
         **options,
     )
     uvicorn.Server(config).run()
