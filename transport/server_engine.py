@@ -31,6 +31,7 @@ import errno
 import socket
 import struct
 from contextlib import suppress
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, cast
 
 from transport.connection import close_politely
@@ -105,7 +106,7 @@ class ServerEngine:
         self._identity = identity
         self._events = events
         self._ledger = ConnectionLedger(settings.limits, self._loop.time())
-        self._deadlines: DeadlineHeap[_Visit] = DeadlineHeap()
+        self._deadlines: DeadlineHeap[_Visit] = DeadlineHeap(attrgetter("ended"))
         self._visits: dict[asyncio.Task[None], _Visit] = {}
         self._state = WorkerState()
         self._pause: asyncio.TimerHandle | None = None
@@ -249,6 +250,8 @@ class ServerEngine:
     def _ended(self, task: asyncio.Task[None]) -> None:
         visit = self._visits.pop(task)
         visit.ended = True
+        visit.stream = None  # the heap may keep the visit for a while, but not all that memory
+        self._deadlines.item_ended()
         self._ledger.release(visit.key)
         self._events.meter.closed()
         if self._pause is not None:
@@ -274,8 +277,7 @@ class ServerEngine:
         self._timers["deadlines"] = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
         now = self._loop.time()
         while (visit := self._deadlines.pop_due(now)) is not None:
-            if not visit.ended:
-                self._look_at(visit, now)
+            self._look_at(visit, now)
 
     def _look_at(self, visit: _Visit, now: float) -> None:
         if visit.lives_until is not None and now >= visit.lives_until:

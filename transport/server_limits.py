@@ -23,13 +23,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv6Address, ip_address
 from itertools import count
-from typing import Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from transport.errors import APIMisuse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["ConnectionLedger", "DeadlineHeap", "Limits", "Refusal", "TokenBucket", "client_key"]
 
 _IPV6_CUSTOMER_BITS: Final = 64
+_MIN_PRUNED_ITEMS: Final = 1000
 _Item = TypeVar("_Item")
 
 
@@ -162,23 +166,40 @@ def client_key(host: str) -> str:
 
 
 class DeadlineHeap(Generic[_Item]):
-    """Items by the time when each is to be looked at."""
+    """Items by the time when each is to be looked at; `is_over` recognises those that ended.
 
-    __slots__ = ("_heap", "_order")
+    An item that ended stays until its time comes, or until such items are more than half: taking
+    one out of the middle would cost a search for each connection.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_heap", "_is_over", "_order", "_over")
+
+    def __init__(self, is_over: Callable[[_Item], bool]) -> None:
         self._heap: list[tuple[float, int, _Item]] = []
+        self._is_over = is_over
         self._order = count()
+        self._over = 0
 
     def __len__(self) -> int:
         return len(self._heap)
 
     def push(self, due: float, item: _Item) -> None:
-        """File an item; one that ended meanwhile is for the caller to recognise."""
+        """File an item that is not over."""
         heapq.heappush(self._heap, (due, next(self._order), item))
 
+    def item_ended(self) -> None:
+        """Take note that one item, filed or not, is over from now on."""
+        self._over += 1
+        if self._over > _MIN_PRUNED_ITEMS and self._over > len(self._heap) // 2:
+            self._heap = [entry for entry in self._heap if not self._is_over(entry[2])]
+            heapq.heapify(self._heap)
+            self._over = 0
+
     def pop_due(self, now: float) -> _Item | None:
-        """Take out one item whose time has come, None if there is none."""
-        if not self._heap or self._heap[0][0] > now:
-            return None
-        return heapq.heappop(self._heap)[2]
+        """Take out one item that is not over and whose time has come, None if there is none."""
+        while self._heap and self._heap[0][0] <= now:
+            item = heapq.heappop(self._heap)[2]
+            if not self._is_over(item):
+                return item
+            self._over = max(self._over - 1, 0)
+        return None

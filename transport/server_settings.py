@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
+from importlib.util import find_spec
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, Self
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from certs.credential import Credential, TrustAnchors
+    from transport.authorization import Authorization
     from transport.key_log import KeyLog
 
 __all__ = [
@@ -45,7 +47,7 @@ __all__ = [
     "WorkerState",
 ]
 
-Authorize = Callable[[NegotiatedSession], None]
+Authorize = Callable[[NegotiatedSession], object]  # what it returns is not looked at
 _DEFAULT_RELOAD_CHECK_SECONDS: Final = 2.0
 
 
@@ -114,11 +116,13 @@ class ServerSettings:
     """Everything about a server but its sockets; the first credential is the default one.
 
     `handler` fits `engine`: a coroutine function of a `TLSStream` and a `Client` for asyncio, a
-    function of a `TLSSocket` and a `Client` for blocking. It runs in a worker process, after
-    `authorize`, if there is one, returned for the negotiated session (it raises `PolicyViolation`
-    or another `TransportError` to refuse), and the connection is closed after it. `client_anchors`
-    may be a PEM file, which is watched. `build_context`, if given, makes the context of a
-    credential instead of `transport.context.server_context`, for what the fields here cannot say.
+    function of a `TLSSocket` and a `Client` for blocking. It runs in a worker process, and the
+    connection is closed after it. `client_anchors` may be a PEM file, which is watched.
+    `authorization` says which clients are wanted, and refuses the others with an alert;
+    `authorize` is for rules that data cannot say: called with each negotiated session before the
+    handler, it raises `PolicyViolation` or another `TransportError`, and the connection ends
+    without one. `build_context`, if given, makes the context of a credential instead of
+    `transport.context.server_context`, for what the fields here cannot say.
 
     Raises `APIMisuse` for what cannot work.
     """
@@ -129,6 +133,7 @@ class ServerSettings:
     workers: int = 1
     policy: SecurityPolicy = DEFAULT_POLICY
     client_anchors: TrustAnchors | Path | None = None
+    authorization: Authorization | None = None
     authorize: Authorize | None = None
     alpn_protocols: tuple[str, ...] = ()
     key_log: KeyLog | None = None
@@ -151,6 +156,16 @@ class ServerSettings:
                 f"metrics on {self.metrics_address[0]} would be open to the network, unencrypted",
                 advice="give a loopback address, such as 127.0.0.1",
             )
+        if self.metrics_address is not None and find_spec("prometheus_client") is None:
+            raise APIMisuse(
+                "metrics need the package prometheus_client",
+                advice="pip install 'pfs-transport[server]'",
+            )
+        if self.authorization is not None and self.client_anchors is None:
+            raise APIMisuse(
+                "an authorization of clients that show no certificate would refuse them all",
+                advice="give client_anchors too",
+            )
 
     def make_identity(self) -> LiveIdentity:
         """Return the server's credentials, nothing of them read yet."""
@@ -169,6 +184,7 @@ def _build_context(
         credential,
         settings.policy,
         client_anchors=anchors,
+        authorization=settings.authorization,
         alpn_protocols=settings.alpn_protocols,
         key_log=settings.key_log,
     )

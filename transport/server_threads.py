@@ -20,6 +20,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, cast
 
 from transport.server_engine import idle_seconds, refuse_politely
@@ -99,7 +100,7 @@ class ThreadedEngine:
         self._lock = threading.Lock()
         self._load_lock = threading.Lock()
         self._ledger = ConnectionLedger(settings.limits, time.monotonic())
-        self._deadlines: DeadlineHeap[_Visit] = DeadlineHeap()
+        self._deadlines: DeadlineHeap[_Visit] = DeadlineHeap(attrgetter("ended"))
         self._visits: set[_Visit] = set()
         self._state = WorkerState()
         self._a_connection_ended = threading.Event()
@@ -246,6 +247,8 @@ class ThreadedEngine:
     def _end(self, visit: _Visit) -> None:
         with self._lock:
             visit.ended = True
+            visit.stream = None  # the heap may keep the visit for a while, but not all that memory
+            self._deadlines.item_ended()
             self._visits.discard(visit)
             self._ledger.release(visit.key)
         self._events.meter.closed()
@@ -279,8 +282,7 @@ class ThreadedEngine:
         due: list[_Visit] = []
         with self._lock:
             while (visit := self._deadlines.pop_due(now)) is not None:
-                if not visit.ended:
-                    due.append(visit)
+                due.append(visit)
         return due
 
     def _look_at(self, visit: _Visit, now: float) -> None:
@@ -315,9 +317,10 @@ class ThreadedEngine:
         self._stop_reading.close()
         self._state.draining = True
         for visit in self._open_visits():
-            if visit.client.is_idle and visit.stream is not None:
+            stream = visit.stream  # its own thread may end it meanwhile
+            if visit.client.is_idle and stream is not None:
                 visit.client.cut_reason = "drained while idle"
-                visit.stream.close()
+                stream.close()
         self._join_until(deadline)
         for visit in self._open_visits():
             if visit.client.cut_reason is None:

@@ -356,8 +356,9 @@ class Supervisor:
             return
         self._stopping_since = time.monotonic()
         self._settings.log.write("stopping", drain_seconds=self._settings.limits.drain_seconds)
-        self._signal_workers(signal.SIGTERM)
+        # Ours first: a worker accepts all that waits and then closes, and is to be the last to.
         self._close_listeners()
+        self._signal_workers(signal.SIGTERM)
 
     def _signal_workers(self, number: signal.Signals) -> None:
         self._signal((slot for slot in self._slots if slot.index >= 0), number)

@@ -75,6 +75,14 @@ def _serve(  # noqa: PLR0917 - the command line names them all
         Path | None,
         typer.Option(metavar="FILE", help="Take only clients with a certificate from here."),
     ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE",
+            help="Of those, only clients that match one of these rules: dns:*.clients.example, "
+            "uri:spiffe://example.org/ns/*/sa/web or pin:BASE64, the SHA-256 of the key.",
+        ),
+    ] = None,
     policy: _Policy = "default",
     alpn: _Protocols = None,
     workers: Annotated[
@@ -154,6 +162,7 @@ def _serve(  # noqa: PLR0917 - the command line names them all
         keys=key or (),
         named=sni or (),
         client_ca=client_ca,
+        allow=allow or (),
         policy=policy,
         alpn=alpn or (),
         engine=engine.value,

@@ -113,13 +113,28 @@ def test_a_limit_that_is_not_positive_is_refused(field: str, value: float) -> No
 
 
 def test_deadlines_come_out_in_their_order_and_not_before() -> None:
-    heap: DeadlineHeap[str] = DeadlineHeap()
+    heap: DeadlineHeap[str] = DeadlineHeap(lambda _item: False)
     for due, item in [(3.0, "c"), (1.0, "a"), (2.0, "b"), (1.0, "a2")]:
         heap.push(due, item)
     assert heap.pop_due(0.5) is None
     taken = list(itertools.takewhile(lambda item: item, (heap.pop_due(2.0) for _ in range(9))))
     assert taken == ["a", "a2", "b"]
     assert len(heap) == 1
+
+
+def test_what_ended_is_never_looked_at_and_does_not_pile_up() -> None:
+    over: set[int] = set()
+    heap: DeadlineHeap[int] = DeadlineHeap(over.__contains__)
+    for number in range(100_000):
+        heap.push(1e9, number)
+        if number % 100:
+            over.add(number)
+            heap.item_ended()
+        assert len(heap) <= 2 * (number // 100 + 1) + 2001
+    living = []
+    while (item := heap.pop_due(1e9)) is not None:
+        living.append(item)
+    assert living == list(range(0, 100_000, 100))
 
 
 def test_exact_names_win_over_wildcards_and_the_first_claim_counts() -> None:

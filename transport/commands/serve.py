@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from transport.applications import echo, echo_blocking, serve_page, serve_page_blocking
+from transport.authorization import Authorization, DNSRule, SPKIRule, URIRule
 from transport.commands.addresses import parse_address
 from transport.errors import APIMisuse
 from transport.policy import get_policy
@@ -23,13 +24,19 @@ from transport.server import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from transport.authorization import Rule
     from transport.server_settings import BlockingHandler, Handler
 
 __all__ = ["DEFAULT_PORT", "run"]
 
 DEFAULT_PORT: Final = 8443
+_RULES: Final[Mapping[str, Callable[[str], Rule]]] = {
+    "dns": DNSRule,
+    "uri": URIRule,
+    "pin": SPKIRule,
+}
 
 
 def run(
@@ -40,6 +47,7 @@ def run(
     keys: Sequence[Path],
     named: Sequence[str],
     client_ca: Path | None,
+    allow: Sequence[str],
     policy: str,
     alpn: Sequence[str],
     engine: str,
@@ -59,6 +67,7 @@ def run(
         workers=workers,
         policy=get_policy(policy),
         client_anchors=client_ca,
+        authorization=_authorization(allow),
         alpn_protocols=tuple(alpn) or (("http/1.1",) if application == "http" else ()),
         unknown_name=UnknownName.REFUSE if refuse_unknown_names else UnknownName.DEFAULT,
         limits=limits,
@@ -103,6 +112,19 @@ def _credentials(
             advice="give --cert FILE and --key FILE",
         )
     return tuple(served)
+
+
+def _authorization(allow: Sequence[str]) -> Authorization | None:
+    rules: list[Rule] = []
+    for text in allow:
+        kind, _colon, pattern = text.partition(":")
+        if kind not in _RULES or not pattern:
+            raise APIMisuse(
+                f"--allow {text!r} is no rule",
+                advice="write dns:NAME, uri:URI or pin:BASE64, such as dns:*.clients.example",
+            )
+        rules.append(_RULES[kind](pattern))
+    return Authorization(any_of=tuple(rules)) if rules else None
 
 
 def _resolve(host: str, port: int) -> list[tuple[str, int]]:
