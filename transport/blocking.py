@@ -11,6 +11,7 @@ alone shakes hands at once, since its caller waits for the connection anyway.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -81,7 +82,9 @@ class _WakeUp:
 class TLSListener:
     """A listening socket whose connections are TLS; made by `wrap_listener`.
 
-    Several threads may accept from one listener. Closing a listening socket does not wake a thread
+    Several threads may accept from one listener, and one of them at a time waits for it: the kernel
+    wakes every thread that polls a descriptor, so each connection would wake them all for the one
+    that gets it. Closing a listening socket does not wake a thread
     that is inside `accept(2)` on Linux, so the descriptor never blocks, and `accept` waits for it
     and for `close` together.
     """
@@ -99,6 +102,9 @@ class TLSListener:
         self._endpoint = endpoint
         self._handshake_timeout_seconds = handshake_timeout_seconds
         self._wake_up = _WakeUp()
+        self._turn = threading.Lock()
+        if listener.family in (socket.AF_INET, socket.AF_INET6):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit
 
     def __repr__(self) -> str:
         return f"<TLSListener on descriptor {self._listener.fileno()}>"
@@ -133,13 +139,23 @@ class TLSListener:
         return connection, address
 
     def _accept_transport(self) -> tuple[socket.socket, tuple[str, int]]:
+        try:
+            return self._listener.accept()
+        except BlockingIOError:
+            if self._timeout == 0:
+                raise
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        if not self._turn.acquire(timeout=-1 if self._timeout is None else self._timeout):
+            raise TimeoutError("timed out")
+        try:
+            return self._wait_for_transport(deadline)
+        finally:
+            self._turn.release()
+
+    def _wait_for_transport(self, deadline: float | None) -> tuple[socket.socket, tuple[str, int]]:
         while True:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 return self._listener.accept()
-            except BlockingIOError:
-                if self._timeout == 0:
-                    raise
             remaining_seconds = None if deadline is None else deadline - time.monotonic()
             if remaining_seconds is not None and remaining_seconds <= 0:
                 raise TimeoutError("timed out")

@@ -43,20 +43,28 @@ from transport.errors import AlertDescription, PolicyViolation
 from transport.translation import queued_reasons, translate_error
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
     from ipaddress import IPv4Address, IPv6Address
 
     from transport.errors import TransportError
 
 __all__ = [
+    "WANT_READ",
+    "WANT_WRITE",
+    "bind_to_socket",
     "clear_error_queue",
+    "do_handshake",
     "draw_fatal_alert",
     "error_of_connection",
     "expect_address",
     "expect_name",
     "extended_main_secret",
+    "feed",
+    "has_unread_input",
     "library_version",
     "pending_output_bytes",
+    "read",
     "read_into",
     "session_reused",
     "set_alpn_selection",
@@ -65,7 +73,9 @@ __all__ = [
     "set_server_name_selection",
     "set_signature_schemes",
     "set_verification_strictness",
+    "take_output",
     "weakening_options",
+    "write",
 ]
 
 # Options that a configuration file can set on a context behind the builder's back and that the
@@ -80,6 +90,9 @@ _WEAKENING_OPTIONS: Final = {
     1 << 24: "NO_ANTI_REPLAY",
     1 << 35: "PREFER_NO_DHE_KEX",
 }
+WANT_READ: Final = int(lib.SSL_ERROR_WANT_READ)
+WANT_WRITE: Final = int(lib.SSL_ERROR_WANT_WRITE)
+_allocate: Final = ffi.new_allocator(should_clear_after_alloc=False)
 _MODE_NO_AUTO_CHAIN: Final = 0x8  # ssl.h; not in the binding
 
 _MAX_ALERT_RECORD_BYTES: Final = 512  # two bytes, and what protection adds
@@ -239,13 +252,90 @@ def session_reused(connection: SSL.Connection) -> bool:
 def read_into(connection: SSL.Connection, buffer: memoryview) -> int:
     """Read at most a record of plaintext into `buffer`, which must not be empty.
 
-    Returns the number of bytes; raises what `SSL.Connection.recv` raises.
+    Returns the number of bytes, or minus `WANT_READ` or `WANT_WRITE`; raises what
+    `SSL.Connection.recv` raises of other errors.
     """
+    ssl = connection._ssl
+    lib.ERR_clear_error()
     with ffi.from_buffer(buffer, require_writable=True) as target:
-        result = int(lib.SSL_read(connection._ssl, target, min(len(target), 0x7FFFFFFF)))
-    if result <= 0:
-        connection._raise_ssl_error(connection._ssl, result)
-    return result
+        result = int(lib.SSL_read(ssl, target, min(len(target), 0x7FFFFFFF)))
+    return result if result > 0 else -_want(connection, ssl, result)
+
+
+# The calls of every connection. They say that a connection has to wait by a value, where pyOpenSSL
+# raises: an exception costs more than some of the calls do, and each handshake waits twice.
+
+
+def do_handshake(connection: SSL.Connection) -> int:
+    """Take the handshake further; 0 when done, else `WANT_READ` or `WANT_WRITE`.
+
+    Raises what `SSL.Connection.do_handshake` raises of other errors.
+    """
+    ssl = connection._ssl
+    lib.ERR_clear_error()
+    result = lib.SSL_do_handshake(ssl)
+    return 0 if result == 1 else _want(connection, ssl, result)
+
+
+def read(connection: SSL.Connection, limit_bytes: int) -> bytes | int:
+    """Return at most `limit_bytes` of plaintext, or `WANT_READ` or `WANT_WRITE`.
+
+    Raises what `SSL.Connection.recv` raises of other errors.
+    """
+    ssl = connection._ssl
+    lib.ERR_clear_error()
+    buffer = _allocate("char[]", limit_bytes)
+    result = lib.SSL_read(ssl, buffer, limit_bytes)
+    return ffi.buffer(buffer, result)[:] if result > 0 else _want(connection, ssl, result)
+
+
+def write(connection: SSL.Connection, data: bytes | memoryview) -> int:
+    """Send all of `data`, which must not be empty; its length, or `WANT_READ` or `WANT_WRITE`.
+
+    The wants are negative here. Raises what `SSL.Connection.send` raises of other errors.
+    """
+    ssl = connection._ssl
+    lib.ERR_clear_error()
+    with ffi.from_buffer(data) as source:
+        result = int(lib.SSL_write(ssl, source, len(source)))
+    return result if result > 0 else -_want(connection, ssl, result)
+
+
+def _want(connection: SSL.Connection, ssl: Any, result: int) -> int:
+    error = int(lib.SSL_get_error(ssl, result))
+    if error not in (WANT_READ, WANT_WRITE):
+        connection._raise_ssl_error(ssl, result)
+    return error
+
+
+def feed(connection: SSL.Connection, data: bytes | memoryview) -> None:
+    """Hand bytes of the peer to a connection in memory."""
+    lib.BIO_write(connection._into_ssl, data, len(data))
+
+
+def take_output(connection: SSL.Connection) -> bytes:
+    """Take what a connection in memory has to send to the peer."""
+    start = ffi.new("char **")
+    length = lib.BIO_get_mem_data(connection._from_ssl, start)
+    if not length:
+        return b""
+    buffer = _allocate("char[]", length)
+    return bytes(ffi.buffer(buffer, lib.BIO_read(connection._from_ssl, buffer, length)))
+
+
+def has_unread_input(connection: SSL.Connection) -> bool:
+    """Return whether a connection in memory was handed bytes that it has not read yet."""
+    return bool(lib.BIO_get_mem_data(connection._into_ssl, ffi.new("char **")))
+
+
+def bind_to_socket(connection: SSL.Connection, transport: socket.socket) -> None:
+    """Let a connection in memory, all its input read and output taken, use a socket from now on."""
+    # The memory BIOs are freed with this; a partly read record is kept by the connection itself.
+    if lib.SSL_set_fd(connection._ssl, transport.fileno()) != 1:
+        lib.ERR_clear_error()
+        raise MemoryError("no memory for a connection's socket")
+    connection._into_ssl = connection._from_ssl = None
+    connection._socket = transport
 
 
 def pending_output_bytes(connection: SSL.Connection) -> int:

@@ -185,7 +185,10 @@ class TLSSocket(SessionViews):
         if limit_bytes < 0:
             raise ValueError("negative buffer size in recv")
         self.do_handshake()
-        data = self._repeat(lambda: self._core.read(limit_bytes), self._deadline())
+        with self._call_lock:
+            data = self._core.read(limit_bytes)
+        if isinstance(data, Want):
+            data = self._repeat(lambda: self._core.read(limit_bytes), self._deadline())
         self._tickets_may_come = False
         return data
 
@@ -196,7 +199,10 @@ class TLSSocket(SessionViews):
         if limit_bytes:
             view = view[:limit_bytes]
         self.do_handshake()
-        count = self._repeat(lambda: self._core.read_into(view), self._deadline())
+        with self._call_lock:
+            count = self._core.read_into(view)
+        if isinstance(count, Want):
+            count = self._repeat(lambda: self._core.read_into(view), self._deadline())
         self._tickets_may_come = False
         return count
 
