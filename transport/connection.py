@@ -35,10 +35,10 @@ therefore waits in its engine, a second at most, for the peer to end before the 
 
 **Speed.** In CPU time of the server, a full handshake of TLS 1.3 costs some 450 microseconds, of
 which the library and the kernel take 320. Saying "wait" by a value instead of an exception, which
-each handshake does twice and each read once, bought about 25 of the rest. Doing the handshake in
-memory, with one `recv` for the library's three reads and no segment for each ticket, bought
-nothing: moving the bytes in Python costs what the system calls did. Nor did leaving
-MODE_RELEASE_BUFFERS off.
+each handshake does twice and each read once, bought 2 to 8 parts in a hundred, near the noise of
+the machine it was measured on. Doing the handshake in memory, with one `recv` for the library's
+three reads and no segment for each ticket, bought nothing: moving the bytes in Python costs what
+the system calls did.
 
 A core is not safe for threads: OpenSSL allows one call at a time per connection. The engines see
 to that.

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["NginxServer", "run_nginx"]
 
 _MAXIMUM_CHAIN_DEPTH: Final = 5
+_CONNECTIONS: Final = 256
 _BACKLOG: Final = 511  # nginx's own
 _TEMPORARY_FOLDERS: Final = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
@@ -41,7 +42,7 @@ daemon off;
 worker_processes 1;
 pid nginx.pid;
 error_log stderr notice;
-events {{ worker_connections 256; }}
+events {{ worker_connections {connections}; }}
 http {{
   access_log off;
   {temporary_paths}
@@ -79,13 +80,14 @@ def run_nginx(
     folder: Path | None = None,
     *,
     store_uploads: bool = True,
+    connections: int = _CONNECTIONS,
     program: Program | None = None,
 ) -> Iterator[NginxServer]:
     """Serve the files of `folder` (else of a private one) and take PUT requests in this block.
 
-    `store_uploads` needs nginx's dav module: without the module, PeerUnavailable. Raises
-    PeerUnavailable too if a key log is asked for, InputError for what cannot be configured, and
-    PeerFailed with nginx's last words if it does not start.
+    `connections` is how many may be open at once. `store_uploads` needs nginx's dav module: without
+    the module, PeerUnavailable. Raises PeerUnavailable too if a key log is asked for, InputError
+    for what cannot be configured, and PeerFailed with nginx's last words if it does not start.
     """
     program = program or find_program("nginx")
     if options.key_log is not None:
@@ -97,7 +99,9 @@ def run_nginx(
         served.mkdir(exist_ok=True)
         configuration = Path(private, "nginx.conf")
         address = ("127.0.0.1", int(listener.getsockname()[1]))
-        text = _configuration(program, options, served, address, store_uploads=store_uploads)
+        text = _configuration(
+            program, options, served, address, store_uploads=store_uploads, connections=connections
+        )
         configuration.write_text(text, "utf-8")
         with ChildProcess(
             program.path,
@@ -136,6 +140,7 @@ def _configuration(
     address: tuple[str, int],
     *,
     store_uploads: bool,
+    connections: int,
 ) -> str:
     choices = []
     if options.groups is not None:
@@ -159,6 +164,7 @@ def _configuration(
     return _CONFIGURATION.format(
         user=user,
         temporary_paths=" ".join(f"{name}_temp_path {name}_temp;" for name in _TEMPORARY_FOLDERS),
+        connections=connections,
         host=address[0],
         port=address[1],
         chain=_quoted(absolute_file(credential.certificate_chain, "certificate chain")),
