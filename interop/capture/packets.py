@@ -3,13 +3,19 @@
 Theory of operation
 -------------------
 Nearly every packet of a capture has no IP options, no extension header and no fragment. For
-those `parse_tcp` makes one `struct` call over link header, IP header and the first fourteen
+those `parse_tcp_batch` makes one `struct` call over link header, IP header and the first fourteen
 bytes of TCP; which call depends on the link type and is looked up in `_FAST_LAYOUTS`. The fields
 that would make the packet unusual are part of the same unpacking, so that one comparison each
 sends it down the general path, which walks header by header and names what is wrong.
 
+The common packet is read where it lies: a batch has many packets in one buffer, and the bytes
+behind one are the next one's. So every length in it is held against the end of its own frame; the
+general path gets a view that ends there. All that is made of the packet is a view of its payload
+and a plain tuple. That, and setting up once a batch what was looked up for each packet, brought
+0.8 µs a packet down to 0.55; `parse_tcp` is the same for a packet by itself.
+
 The general path is our own and not dpkt's, by measurement: on the same packet dpkt's Ethernet,
-IP and TCP classes took 7.8 µs and this function 0.8 µs (CPython 3.11), which is
+IP and TCP classes took 7.8 µs and this module 0.8 µs (CPython 3.11), which is
 the difference between costing as much as tshark and costing a fraction of it; and on hostile
 bytes dpkt eagerly parses whatever else it finds and raises from half a dozen unrelated exception
 families, so its errors say nothing about where. What it would save is the forty lines below that
@@ -34,15 +40,17 @@ tell which version of the bytes the receiver believed, and this is evidence, not
 from __future__ import annotations
 
 import struct
+import sys
 from bisect import bisect_left
 from collections import OrderedDict
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
+from interop.capture.items import Interface, PacketBatch
 from interop.errors import DissectError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     _FragmentKey: TypeAlias = tuple[bytes, int, int]  # addresses, identification, protocol
     _Unpack4: TypeAlias = Callable[
@@ -60,8 +68,10 @@ __all__ = [
     "FLAG_SYN",
     "SUPPORTED_LINK_TYPES",
     "FragmentBuffer",
+    "NumberedSegment",
     "TCPSegment",
     "parse_tcp",
+    "parse_tcp_batch",
 ]
 
 FLAG_FIN: Final = 0x01
@@ -70,7 +80,7 @@ FLAG_RST: Final = 0x04
 FLAG_PSH: Final = 0x08
 FLAG_ACK: Final = 0x10
 
-_new = tuple.__new__  # makes a named tuple in half the time of calling its class
+_NO_PAYLOAD: Final = memoryview(b"")
 _NULL: Final = 0
 _ETHERNET: Final = 1
 _RAW_ON_BSD: Final = 12
@@ -172,6 +182,10 @@ class TCPSegment(NamedTuple):
         return int.from_bytes(self.flow[-2:], "big")
 
 
+NumberedSegment: TypeAlias = tuple[int, bytes, int, int, memoryview, int]
+"""The index of a packet in its batch, and the fields of its `TCPSegment`, in a plain tuple."""
+
+
 def _address(packed: bytes) -> str:
     return str(IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed))  # noqa: PLR2004 - an IPv4 address
 
@@ -201,6 +215,7 @@ def _fast_layout(link: _Link) -> _FastLayout:
 
 
 _FAST_LAYOUTS: Final = {link_type: _fast_layout(link) for link_type, link in _LINKS.items()}
+_UNSUPPORTED: Final = _FAST_LAYOUTS[_RAW]._replace(minimum_ipv4=sys.maxsize)  # nothing is common
 
 
 def parse_tcp(
@@ -216,30 +231,78 @@ def parse_tcp(
     that the capture cut from one that lies about its length; 0 when it is not known. Raises
     `DissectError` for damaged headers and for link types that are not supported.
     """
-    layout = _FAST_LAYOUTS.get(link_type)
-    if layout is None:
+
+    def fail(_index: int, error: DissectError) -> None:
+        raise error
+
+    frame = (Interface(link_type), 0, 0, 0, len(data), original_length)
+    found = next(parse_tcp_batch(PacketBatch(data, [frame]), fragments, fail), None)
+    if found is None:
+        return None
+    _, flow, sequence, flags, payload, truncated_bytes = found
+    return TCPSegment(flow, sequence, flags, payload, truncated_bytes)
+
+
+def parse_tcp_batch(
+    batch: PacketBatch,
+    fragments: FragmentBuffer | None,
+    report: Callable[[int, DissectError], None],
+) -> Iterator[NumberedSegment]:
+    """Yield the TCP segments that a batch's packets carry or complete, as `parse_tcp` does.
+
+    Each is a plain tuple: the index of the packet in the batch, and the fields of a `TCPSegment`.
+    What `parse_tcp` would raise for a packet is reported instead, with its index.
+    """
+    data = batch.data
+    present = None
+    link_bytes, minimum_ipv4, minimum_ipv6, unpack_ipv4, unpack_ipv6, types = _UNSUPPORTED
+    for index, (interface, _, _, start, end, original_length) in enumerate(batch.frames):
+        if interface is not present:
+            present = interface
+            layout = _FAST_LAYOUTS.get(interface.link_type, _UNSUPPORTED)
+            link_bytes, minimum_ipv4, minimum_ipv6, unpack_ipv4, unpack_ipv6, types = layout
+        if end - start >= minimum_ipv4:
+            kind, version, length, fragment, protocol, flow, sequence, offset, flags = unpack_ipv4(
+                data, start
+            )
+            usual = version == _IPV4_WITHOUT_OPTIONS and not fragment & _ANY_FRAGMENT
+            ip_start = start + link_bytes
+            payload = ip_start + 20 + (offset >> 4) * 4
+            ip_end = ip_start + length
+            if not usual and version >> 4 == 6 and end - start >= minimum_ipv6:  # noqa: PLR2004 - IPv6
+                usual = True
+                _, _, length, protocol, flow, sequence, offset, flags = unpack_ipv6(data, start)
+                payload = ip_start + 40 + (offset >> 4) * 4
+                ip_end = ip_start + 40 + length
+            if (
+                usual
+                and protocol == _TCP
+                and kind in types
+                and offset >= _TCP_WITHOUT_OPTIONS
+                and payload <= ip_end <= end
+            ):
+                carried = data[payload:ip_end] if payload < ip_end else _NO_PAYLOAD
+                yield index, flow, sequence, flags, carried, 0
+                continue
+        try:
+            segment = _parse_packet(
+                interface.link_type, data[start:end], fragments, original_length
+            )
+        except DissectError as error:
+            report(index, error)
+        else:
+            if segment is not None:
+                yield (index, *segment)
+
+
+def _parse_packet(
+    link_type: int, data: memoryview, fragments: FragmentBuffer | None, original_length: int
+) -> TCPSegment | None:
+    """Walk through a packet header by header."""
+    link = _LINKS.get(link_type)
+    if link is None:
         raise DissectError(f"link type {link_type} is not supported", offset=0, path="link")
-    start, minimum_ipv4, minimum_ipv6, unpack_ipv4, unpack_ipv6, types = layout
-    available = len(data)
-    if available >= minimum_ipv4:
-        kind, version, length, fragment, protocol, flow, sequence, offset, flags = unpack_ipv4(
-            data, 0
-        )
-        if kind in types:
-            if version == _IPV4_WITHOUT_OPTIONS:
-                if protocol == _TCP and not fragment & _ANY_FRAGMENT:
-                    payload = start + 20 + (offset >> 4) * 4
-                    end = start + length
-                    if offset >= _TCP_WITHOUT_OPTIONS and payload <= end <= available:
-                        return _new(TCPSegment, (flow, sequence, flags, data[payload:end], 0))
-            elif version >> 4 == 6 and available >= minimum_ipv6:  # noqa: PLR2004 - IPv6
-                _, _, length, protocol, flow, sequence, offset, flags = unpack_ipv6(data, 0)
-                if protocol == _TCP:
-                    payload = start + 40 + (offset >> 4) * 4
-                    end = start + 40 + length
-                    if offset >= _TCP_WITHOUT_OPTIONS and payload <= end <= available:
-                        return _new(TCPSegment, (flow, sequence, flags, data[payload:end], 0))
-    return _parse_link(_LINKS[link_type], data, fragments, original_length)
+    return _parse_link(link, data, fragments, original_length)
 
 
 def _parse_link(

@@ -4,8 +4,8 @@ Theory of operation
 -------------------
 A connection is two `_Half` objects, one per direction, found by the segment's `flow`. A half
 knows the sequence number it expects next. The usual segment has exactly that number, no SYN, FIN
-or RST, and nothing is waiting: it costs one look-up, one comparison and its place in the present
-run. Everything else goes through `_take_unusual`.
+or RST, and nothing is waiting: it continues the present run, or begins one. Everything else goes
+through `_take_unusual`.
 
 Sequence numbers wrap, so beyond the comparison everything is in *offsets*: bytes since the first
 one of the stream, which only grow. A segment is placed by the signed distance of its sequence
@@ -40,11 +40,14 @@ TIME-WAIT: retransmissions after the end must not open it again.
 chance: the oldest that delivered nothing since it was last passed over, so that a flood of SYNs
 does not push out a connection that is alive.
 
-*Runs.* In-order data of one half is passed on a run at a time: payloads are collected, as views,
-while segments of the same half follow one another, and joined once another segment comes in
-between or the chunk they are views of ends (`flush`). For a bulk transfer in 1,460-byte segments
-that is one event a mebibyte in place of seven hundred. A half's `offset` lags behind
-`next_sequence` by the run that is being collected; everything but the usual case flushes first.
+*Runs.* In-order data of one half is passed on a run at a time: `feed_all` collects payloads, as
+views, while they follow one another, and joins them once something else comes in between or the
+segments it was given end. A run never outlives the call, because what its views look into does
+not. While one is open, `run_flow` and `next_sequence` say what continues it, and its half says
+where it began; so a segment of that half which does not continue the run ends it before the half
+is looked at. Acknowledgements without payload, from the other half or within the run, end nothing.
+For a bulk transfer in 1,460-byte segments a run is one event for each chunk of a file in place of
+350, and a segment that continues it takes 0.4 µs, half of it the copying of its payload.
 
 *Remembered bytes* are the runs that were passed on: they are copies, so nothing pins the chunk of
 the file they came in. The oldest are forgotten when all of them exceed `history_bytes`.
@@ -57,7 +60,7 @@ from collections import OrderedDict, deque
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from interop.capture.packets import FLAG_ACK, FLAG_FIN, FLAG_RST, FLAG_SYN
+from interop.capture.packets import FLAG_ACK, FLAG_FIN, FLAG_RST, FLAG_SYN, TCPSegment
 from interop.capture.streams import (
     CloseReason,
     Connection,
@@ -72,7 +75,9 @@ from interop.capture.streams import (
 )
 
 if TYPE_CHECKING:
-    from interop.capture.packets import TCPSegment
+    from collections.abc import Callable, Iterable
+
+    from interop.capture.packets import NumberedSegment
 
 __all__ = [
     "CloseReason",
@@ -140,6 +145,10 @@ class _Half:
         self.waiting_bytes = 0  # what the pieces cost
         self.history: list[tuple[int, memoryview]] = []  # recent payloads by offset
 
+    def expects(self, sequence: int) -> bool:
+        """Say whether payload at `sequence` can be passed on at once, with no consequences."""
+        return sequence == self.next_sequence and not self.pieces and self.fin_offset is None
+
     def advance(self, size: int) -> None:
         self.offset += size
         self.next_sequence = (self.next_sequence + size) & _SEQUENCE_MASK
@@ -175,59 +184,51 @@ class Reassembler:
         # Halves with a hole, the longest-waiting first.
         self._waiting: OrderedDict[_Half, None] = OrderedDict()
         self._waiting_bytes = 0
-        self._run_half: _Half | None = None  # whose data waits to be passed on as one
-        self._run: list[memoryview] = []
         self._remembered: deque[tuple[int, _Half]] = deque()
         self._remembered_bytes = 0
 
     def feed(self, segment: TCPSegment, timestamp_ns: int) -> list[StreamEvent]:
         """Return what `segment`, captured at `timestamp_ns`, means for its connection."""
+        return self.feed_all([(0, *segment)], lambda _number: timestamp_ns)
+
+    def feed_all(
+        self, segments: Iterable[NumberedSegment], timestamp_ns: Callable[[int], int]
+    ) -> list[StreamEvent]:
+        """Return what the segments of one chunk of a file mean for their connections.
+
+        `timestamp_ns` is asked when a segment was captured, by the segment's number.
+        """
         events: list[StreamEvent] = []
-        self.take(segment, timestamp_ns, events)
-        self.flush(events)
+        find_half = self._halves.get
+        run: list[memoryview] = []
+        run_half: _Half | None = None
+        run_flow, next_sequence = b"", _UNKNOWN  # what a segment that continues the run has
+        for number, flow, sequence, flags, payload, truncated_bytes in segments:
+            unusual = flags & _UNUSUAL_FLAGS or truncated_bytes
+            if sequence != next_sequence or flow != run_flow or unusual:
+                half = find_half(flow)
+                # Of the half whose run it is, only the run knows where it has come to.
+                if half is None or half is run_half or unusual or not half.expects(sequence):
+                    unusual = True
+                elif not payload:
+                    continue  # an acknowledgement from the other side leaves a run whole
+                if run_half is not None:
+                    self._deliver(run_half, b"".join(run), events)
+                    run_half, run_flow, next_sequence = None, b"", _UNKNOWN
+                if unusual:
+                    segment = TCPSegment(flow, sequence, flags, payload, truncated_bytes)
+                    self._take_unusual(half, segment, timestamp_ns(number), events)
+                    continue
+                run, run_half, run_flow = [], half, flow
+            run.append(payload)
+            next_sequence = (sequence + len(payload)) & _SEQUENCE_MASK
+        if run_half is not None:
+            self._deliver(run_half, b"".join(run), events)
         return events
-
-    def take(self, segment: TCPSegment, timestamp_ns: int, events: list[StreamEvent]) -> None:
-        """Add what `segment` means to `events`; the last data of them may wait for `flush`."""
-        flow, sequence, flags, payload, truncated_bytes = segment
-        half = self._halves.get(flow)
-        if (
-            half is None
-            or sequence != half.next_sequence
-            or flags & _UNUSUAL_FLAGS
-            or half.pieces
-            or truncated_bytes
-        ):
-            self.flush(events)
-            self._take_unusual(half, segment, timestamp_ns, events)
-            return
-        size = len(payload)
-        if not size:
-            return
-        half.next_sequence = (sequence + size) & _SEQUENCE_MASK
-        if half is not self._run_half:
-            self.flush(events)
-            self._run_half = half
-        self._run.append(payload)
-        if half.fin_offset is not None:
-            self.flush(events)
-            self._close_at_fin(half, events)
-
-    def flush(self, events: list[StreamEvent]) -> None:
-        """Add the run of in-order data that was taken last; at the latest at a chunk's end."""
-        half, run = self._run_half, self._run
-        if half is None:
-            return
-        self._run_half, self._run = None, []
-        data = memoryview(b"".join(run))
-        self._remember(half, data)
-        half.offset += len(data)
-        events.append(StreamData(half.connection, half.direction, data))
 
     def finish(self) -> list[StreamEvent]:
         """Close every connection: the capture has ended."""
         events: list[StreamEvent] = []
-        self.flush(events)
         for half in list(self._connections.values()):
             self._close_connection(half, CloseReason.CAPTURE_ENDED, events)
         return events
@@ -267,7 +268,6 @@ class Reassembler:
                 return
             half.next_sequence = sequence
         self._place(half, sequence, segment, events)
-        return
 
     def _open(self, segment: TCPSegment, timestamp_ns: int, events: list[StreamEvent]) -> _Half:
         """Open a connection and return the half that `segment` belongs to."""
@@ -333,7 +333,7 @@ class Reassembler:
             truncated_bytes = max(0, beyond - end)
         if start == half.offset and not half.pieces:
             if payload:
-                self._deliver(half, payload, events)
+                self._deliver(half, bytes(payload), events)
             if truncated_bytes:
                 self._skip(half, truncated_bytes, events)
         else:
@@ -344,11 +344,11 @@ class Reassembler:
             self._enforce_bounds(half, events)
         self._close_at_fin(half, events)
 
-    def _deliver(self, half: _Half, payload: memoryview, events: list[StreamEvent]) -> None:
-        data = memoryview(bytes(payload))
-        self._remember(half, data)
-        half.advance(len(data))
-        events.append(StreamData(half.connection, half.direction, data))
+    def _deliver(self, half: _Half, data: bytes, events: list[StreamEvent]) -> None:
+        view = memoryview(data)
+        self._remember(half, view)
+        half.advance(len(view))
+        events.append(StreamData(half.connection, half.direction, view))
 
     def _skip(self, half: _Half, missing_bytes: int, events: list[StreamEvent]) -> None:
         half.advance(missing_bytes)
@@ -409,7 +409,7 @@ class Reassembler:
             if piece.data is None:
                 self._skip(half, piece.end - piece.start, events)
             else:
-                self._deliver(half, memoryview(piece.data), events)
+                self._deliver(half, piece.data, events)
             count += 1
             cost += len(piece.data or b"") + _PIECE_OVERHEAD_BYTES
         if count:

@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from interop.capture.pcapng import PcapngWriter
 from interop.capture.relay import RelayLoop
 from interop.capture.synthesis import MAXIMUM_SEGMENT_BYTES
+from interop.capture.writer import PcapngWriter
 from interop.errors import InputError
 
 if TYPE_CHECKING:

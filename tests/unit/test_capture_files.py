@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from interop.capture.files import CaptureEvent, CaptureProblem, read_streams
-from interop.capture.pcapng import PcapngWriter
+from interop.capture.items import DecryptionSecrets
 from interop.capture.reassembly import Reassembler
 from interop.capture.streams import (
     Direction,
@@ -23,6 +23,7 @@ from interop.capture.streams import (
     StreamOpened,
 )
 from interop.capture.synthesis import Conversation
+from interop.capture.writer import PcapngWriter
 from interop.errors import InputError
 
 if TYPE_CHECKING:
@@ -105,6 +106,39 @@ def test_runs_of_one_direction_are_one_event_and_turns_are_not_joined(tmp_path: 
     assert [(event.direction, bytes(event.data)) for event in runs] == [
         (direction, bytes(range(100))) for direction in (C2S, S2C, C2S)
     ]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_runs_over_many_chunks_are_whole_and_few(tmp_path: Path, *, compressed: bool) -> None:
+    talk = conversation(segment_bytes=1460)
+    payload = os.urandom(3_000_000)
+    sent = [*talk.request(), *talk.accept(), *talk.data(C2S, payload)]
+    path = tmp_path / "c"
+    content = capture([*sent, *talk.data(S2C, b"answer"), *talk.finish(C2S), *talk.finish(S2C)])
+    path.write_bytes(gzip.compress(content, 1) if compressed else content)
+    events = read(path)
+    assert data(events) == payload
+    assert data(events, S2C) == b"answer"
+    # 2,055 segments, in chunks that each end within one.
+    assert 3 < sum(isinstance(event, StreamData) for event in events) < 30
+    assert not problems(events)
+
+
+def test_secrets_between_packets_come_between_their_data(tmp_path: Path) -> None:
+    writer = PcapngWriter()
+    before, after = packets(b"before", 0), packets(b"after", 1)
+    path = tmp_path / "c"
+    path.write_bytes(
+        capture(before)
+        + writer.secrets(b"key")
+        + b"".join(writer.packet(0, packet) for packet in after)
+    )
+    events = [
+        bytes(event.data)
+        for event in read(path)
+        if isinstance(event, StreamData | DecryptionSecrets)
+    ]
+    assert events == [b"before", b"erofeb", b"key", b"after", b"retfa"]
 
 
 def test_what_cannot_be_opened_is_one_clear_line(tmp_path: Path) -> None:

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING
 import dpkt
 import pytest
 
+from interop.capture.items import Frame, Interface, PacketBatch
 from interop.capture.packets import (
     FLAG_ACK,
     FLAG_PSH,
     SUPPORTED_LINK_TYPES,
     FragmentBuffer,
+    NumberedSegment,
     TCPSegment,
     parse_tcp,
+    parse_tcp_batch,
 )
 from interop.errors import DissectError
 
@@ -357,3 +360,85 @@ def test_short_link_headers_and_endless_tags_are_damage() -> None:
 def test_an_unsupported_link_type_is_named() -> None:
     with pytest.raises(DissectError, match="link type 105 is not supported"):
         parse_tcp(105, memoryview(bytes(100)))
+
+
+def batch(packets: list[tuple[int, bytes]], between: bytes = b"") -> PacketBatch:
+    """Lay packets, each of a link type, into one buffer."""
+    data, frames = b"", list[Frame]()
+    for link, packet in packets:
+        data += between
+        frames.append((Interface(link), 0, 0, len(data), len(data) + len(packet), len(packet)))
+        data += packet
+    return PacketBatch(memoryview(data), frames)
+
+
+def parsed_batch(
+    packets: PacketBatch, fragments: FragmentBuffer | None = None
+) -> tuple[list[NumberedSegment], list[tuple[int, str]]]:
+    damage: list[tuple[int, str]] = []
+
+    def note(index: int, error: DissectError) -> None:
+        damage.append((index, str(error)))
+
+    return list(parse_tcp_batch(packets, fragments, note)), damage
+
+
+@pytest.mark.parametrize("between", [b"", b"\xff" * 7])
+def test_a_batch_of_every_kind_of_packet_is_what_its_packets_are_by_themselves(
+    between: bytes,
+) -> None:
+    packets = [
+        (link, wrap(build(tcp(payload, options))))
+        for link, wrap in LINKS
+        for build in (ipv4, ipv6)
+        for payload in (b"", b"payload")
+        for options in (b"", bytes(12))
+    ]
+    packets += [(ETHERNET, ethernet(ipv4(bytes(30), 17))), (ETHERNET, bytes(60))]
+    packets += [(105, bytes(80)), (RAW, b"\x99" * 50), (RAW, ipv4(tcp())), (RAW, b"")]
+    packets += [(RAW, piece) for piece in v4_fragments(tcp(bytes(range(70))), 24)]
+    expected, expected_damage = list[NumberedSegment](), list[tuple[int, str]]()
+    fragments = FragmentBuffer()
+    for index, (link, packet) in enumerate(packets):
+        try:
+            segment = parse_tcp(link, memoryview(packet), fragments, len(packet))
+        except DissectError as error:
+            expected_damage.append((index, str(error)))
+        else:
+            if segment is not None:
+                expected.append((index, *segment))
+    found, damage = parsed_batch(batch(packets, between), FragmentBuffer())
+    assert found == expected
+    assert damage == expected_damage
+    assert len(found) == len(LINKS) * 8 + 2
+    assert len(damage) == 3
+
+
+def test_each_packet_of_a_batch_is_read_by_its_own_link_type() -> None:
+    raw, framed = ipv4(tcp()), ethernet(ipv4(tcp()))
+    for packets in ([(RAW, raw), (ETHERNET, raw)], [(ETHERNET, framed), (105, framed)]):
+        found, damage = parsed_batch(batch(packets))
+        assert [segment[0] for segment in found] == [0]
+        assert [index for index, _ in damage] == [1] * (packets[1][0] == 105)
+
+
+@pytest.mark.parametrize("build", [ipv4, ipv6])
+def test_no_packet_reaches_into_the_next_one(build: Callable[[bytes], bytes]) -> None:
+    whole, following = build(tcp(b"payload")), build(tcp(b"another"))
+    header_bytes = len(whole) - 7
+    for kept in range(len(whole)):
+        data = whole[:kept] + following
+        frames: list[Frame] = [
+            (Interface(RAW), 0, 0, 0, kept, len(whole)),
+            (Interface(RAW), 0, 0, kept, len(data), len(following)),
+        ]
+        found, damage = parsed_batch(PacketBatch(memoryview(data), frames))
+        assert [bytes(segment[4]) for segment in found if segment[0] == 1] == [b"another"]
+        cut = [segment for segment in found if segment[0] == 0]
+        if kept < header_bytes:
+            assert not cut
+            assert [index for index, _ in damage] == [0]
+        else:
+            ((_, _, _, _, payload, truncated_bytes),) = cut
+            assert bytes(payload) == b"payload"[: kept - header_bytes]
+            assert truncated_bytes == len(whole) - kept

@@ -18,6 +18,7 @@ from interop.capture.pcapng import (
     DecryptionSecrets,
     NotACapture,
     Packet,
+    PacketBatch,
     PcapngWriter,
 )
 from interop.errors import DissectError
@@ -187,6 +188,58 @@ def test_chunks_of_any_size_give_the_same(chunk_bytes: int, format_name: str) ->
     assert [item[2] for item in plain(read(data, chunk_bytes))] == payloads
 
 
+def test_packets_side_by_side_share_a_batch_and_what_lies_between_parts_them() -> None:
+    writer = PcapngWriter()
+    one, two, three = (writer.packet(number, bytes([number])) for number in range(3))
+    reader = CaptureReader()
+    found = reader.feed_batches(writer.start() + one + two + writer.secrets(b"key") + three)
+    assert [type(item) for item in found] == [PacketBatch, DecryptionSecrets, PacketBatch]
+    batches = [item for item in found if isinstance(item, PacketBatch)]
+    assert [len(batch.frames) for batch in batches] == [2, 1]
+    assert [batches[0].timestamp_ns(index) for index in range(2)] == [0, 1]
+    assert [plain(list(batch.packets())) for batch in batches] == [
+        [(0, LINK_TYPE_RAW, b"\0", 1), (1, LINK_TYPE_RAW, b"\1", 1)],
+        [(2, LINK_TYPE_RAW, b"\2", 1)],
+    ]
+
+
+@pytest.mark.parametrize("format_name", ["pcapng", "pcap"])
+def test_only_the_packet_across_two_chunks_is_copied(format_name: str) -> None:
+    payloads = [bytes([index]) * 100 for index in range(4)]
+    if format_name == "pcapng":
+        data = section() + interface() + b"".join(map(enhanced, payloads))
+    else:
+        data = classic("<", 0xA1B2C3D4, [(0, 0, payload) for payload in payloads])
+    cut = data.index(payloads[1]) + 50
+    reader = CaptureReader()
+    chunks = data[:cut], data[cut:]
+    found = [item for chunk in chunks for item in reader.feed_batches(chunk)]
+    batches = [item for item in found if isinstance(item, PacketBatch)]
+    assert [len(batch.frames) for batch in batches] == [1, 1, 2]
+    assert batches[0].data.obj is chunks[0]
+    assert batches[1].data.obj not in chunks
+    assert batches[2].data.obj is chunks[1]
+    assert [packet.data for batch in batches for packet in batch.packets()] == payloads
+
+
+def test_a_simple_packet_has_no_time_whatever_its_interface_counts_from() -> None:
+    options = option(9, b"\x09") + option(14, struct.pack("<q", 7))
+    data = section() + interface(options=options) + block(3, struct.pack("<I", 1) + b"a")
+    assert plain(read(data + enhanced(b"b"))) == [(0, 1, b"a", 1), (7_000_000_000, 1, b"b", 1)]
+
+
+@pytest.mark.parametrize("captured", [4, 5, 8, 9, 0xFFFFFFF0])
+def test_captured_bytes_end_with_their_block_whatever_follows(captured: int) -> None:
+    """Both where another packet follows in the buffer and where the buffer ends."""
+    damaged = block(6, struct.pack("<5I", 0, 0, 0, captured, 4) + b"abcd")
+    for data in (damaged + enhanced(b"good"), enhanced(b"good") + damaged):
+        found = read(section() + interface() + data)
+        packets = [bytes(item.data) for item in found if isinstance(item, Packet)]
+        assert packets.count(b"good") == 1
+        assert len(packets) == (2 if captured == 4 else 1)
+        assert len(found) == 2
+
+
 @given(st.lists(st.binary(max_size=50), max_size=20), st.lists(st.integers(1, 90), min_size=1))
 @settings(deadline=None)
 def test_chunks_cut_anywhere_give_the_same(payloads: list[bytes], cuts: list[int]) -> None:
@@ -261,6 +314,27 @@ def test_a_broken_frame_stops_the_reading_after_what_came_before(damage: bytes) 
         assert len(section() + interface() + enhanced(b"good")) <= caught.value.offset < 100
 
 
+@pytest.mark.parametrize("length", [61, 62, 63, MAXIMUM_BLOCK_BYTES + 4, MAXIMUM_BLOCK_BYTES * 2])
+def test_packet_blocks_of_impossible_length_are_not_believed_however_whole(length: int) -> None:
+    head = struct.pack("<7I", 6, length, 0, 0, 0, 4, 4)
+    whole = head + bytes(length - 32) + struct.pack("<I", length)
+    reader = CaptureReader()
+    start = section() + interface() + enhanced(b"good")
+    items = reader.feed(start + whole + enhanced(b"more"))
+    assert [bytes(item.data) for item in items if isinstance(item, Packet)] == [b"good"]
+    with pytest.raises(DissectError, match=f"a block of {length} bytes is not possible") as caught:
+        reader.finish()
+    assert caught.value.offset == len(start)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1 << 16, 1 << 26])
+def test_the_longest_block_there_may_be_is_read(chunk_bytes: int) -> None:
+    payload = bytes(MAXIMUM_BLOCK_BYTES - 32)
+    data = section() + interface() + enhanced(payload) + enhanced(b"more")
+    found = plain(read(data, chunk_bytes))
+    assert [len(data) for _, _, data, _ in found] == [len(payload), 4]
+
+
 def test_a_classic_packet_of_impossible_length_stops_the_reading() -> None:
     data = classic("<", 0xA1B2C3D4, [(0, 0, b"x")])
     reader = CaptureReader()
@@ -274,6 +348,7 @@ def test_a_classic_packet_of_impossible_length_stops_the_reading() -> None:
     [
         (block(6, struct.pack("<5I", 0, 0, 0, 40, 40) + b"abcd"), True),
         (block(6, struct.pack("<5I", 7, 0, 0, 4, 4) + b"abcd"), True),
+        (block(6, struct.pack("<5I", 1, 0, 0, 4, 4) + b"abcd"), True),
         (block(6, b"abcd"), True),
         (block(3, b""), True),
         (block(2, struct.pack("<HHIIII", 0, 0, 0, 6, 99, 99)), True),
