@@ -124,6 +124,8 @@ async def _serve_in_loop(
     events.log.write("draining", connections=engine.open_connections)
     await engine.drain()
     reloading.cancel()
+    # The loop takes its handlers away when it closes, and another SIGTERM may be on its way.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     events.log.write("drained")
 
 

@@ -306,9 +306,11 @@ class Supervisor:
             pid, status = os.waitpid(slot.pid, os.WNOHANG)
             if pid == 0:
                 continue
+            slot.pid = None  # at once: the number may be somebody else's from now on
             self._hear(slot)  # its last words
             self._forget_control(slot)
-            slot.pid = None
+            # A SIGTERM to the whole group ends workers too: ours came no later than its end.
+            self._take_signals()
             self._bury(slot, os.waitstatus_to_exitcode(status))
 
     def _bury(self, slot: _Slot, code: int) -> None:
