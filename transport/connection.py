@@ -46,6 +46,7 @@ to that.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import os
@@ -67,6 +68,7 @@ from transport.errors import (
     TruncatedStream,
 )
 from transport.negotiated import verify_negotiated
+from transport.translation import is_plain_http
 
 if TYPE_CHECKING:
     from transport.authorization import AuthorizedPeer
@@ -87,6 +89,10 @@ MAX_WRITE_BYTES: Final = 1024 * 1024  # what one call into the library is given 
 _MAX_EXPORT_BYTES: Final = 255 * 32  # RFC 5869 section 2.3, for the shorter of the hashes in use
 _MAX_DISCARDED_BYTES: Final = 256 * 1024
 _MAX_HOSTNAME_CHARACTERS: Final = 253
+_PLAIN_HTTP_ANSWER: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+    b"Content-Length: 40\r\n\r\nThis port speaks TLS: use https:// here\n"
+)
 _GONE: Final = frozenset({-1, errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED})
 
 
@@ -263,7 +269,7 @@ class TLSCore:
         try:
             result = openssl.write(self._connection, data)
         except SSL.Error as error:
-            self._fail(error)
+            self._fail(error, writing=True)
         self._write_pending = result < 0
         return result if result > 0 else _WANTS[-result]
 
@@ -353,7 +359,7 @@ class TLSCore:
         if self._negotiated is None:
             raise APIMisuse("the handshake is not done yet", advice="call do_handshake() first")
 
-    def _fail(self, error: SSL.Error) -> NoReturn:
+    def _fail(self, error: SSL.Error, *, writing: bool = False) -> NoReturn:
         if isinstance(error, SSL.SysCallError):
             number = error.args[0]
             if number not in _GONE:
@@ -372,8 +378,18 @@ class TLSCore:
                 alert_received=AlertDescription.close_notify,
             )
         else:
-            self._failure = openssl.error_of_connection(self._connection, error)
+            self._failure = openssl.error_of_connection(self._connection, error, writing=writing)
+            if self._endpoint.server_side and is_plain_http(error):
+                self._answer_plain_http()
         raise self._failure from error
+
+    def _answer_plain_http(self) -> None:
+        """Say it in the client's own language: an alert would mean nothing to it."""
+        if self._transport is None:
+            self._last_words = _PLAIN_HTTP_ANSWER
+            return
+        with contextlib.suppress(OSError):  # it is gone already
+            self._transport.send(_PLAIN_HTTP_ANSWER)
 
     def _send_fatal_alert(self) -> AlertDescription | None:
         """Send the one fatal alert that can be had; None if the peer is gone already."""

@@ -366,8 +366,10 @@ def draw_fatal_alert(connection: SSL.Connection) -> tuple[bytes, AlertDescriptio
     return bytes(ffi.buffer(alert, max(length, 0))), description
 
 
-def error_of_connection(connection: SSL.Connection, error: SSL.Error) -> TransportError:
-    """Translate an error that a call on `connection` raised."""
+def error_of_connection(
+    connection: SSL.Connection, error: SSL.Error, *, writing: bool = False
+) -> TransportError:
+    """Translate an error that a call on `connection` raised, one that sends if `writing`."""
     result, text = 0, ""
     if "certificate verify failed" in queued_reasons(error):
         result = int(lib.SSL_get_verify_result(connection._ssl))
@@ -377,4 +379,5 @@ def error_of_connection(connection: SSL.Connection, error: SSL.Error) -> Transpo
         verify_result=result,
         verify_text=text,
         tls_1_3=connection.get_protocol_version() == SSL.TLS1_3_VERSION,
+        writing=writing,
     )

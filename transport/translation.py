@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from OpenSSL import SSL
 
-__all__ = ["queued_reasons", "translate_error"]
+__all__ = ["is_plain_http", "queued_reasons", "translate_error"]
 
 
 class _Meaning(NamedTuple):
@@ -44,6 +44,7 @@ _ALIGN_SUITES = "offer an ECDHE suite with AES-GCM or ChaCha20-Poly1305 that sui
 _ALIGN_GROUPS = "offer x25519, secp256r1 or another group of the policy"
 _ALIGN_SCHEMES = "use a certificate whose key fits the signature schemes of both sides"
 _NOT_TLS = "speak TLS to this port"
+_PLAIN_HTTP = frozenset({"http request", "https proxy request"})
 _BROKEN = "look for a broken or hostile peer, or for a middlebox that alters the stream"
 
 # OpenSSL's reason → whose fault, the alert that OpenSSL sends with it, what to say.
@@ -111,12 +112,14 @@ _REASONS: Mapping[str, _Meaning] = {
             None,
             "the peer does not speak TLS",
             _NOT_TLS,
-            (
-                "wrong version number",
-                "http request",
-                "https proxy request",
-                "packet length too long",
-            ),
+            ("wrong version number", "packet length too long"),
+        ),
+        (
+            PeerMisbehaved,
+            None,
+            "plain HTTP on a TLS port",
+            "use https:// for this port",
+            ("http request", "https proxy request"),
         ),
         (
             PeerMisbehaved,
@@ -132,7 +135,15 @@ _REASONS: Mapping[str, _Meaning] = {
                 "too many key updates",
                 "too many warn alerts",
                 "unexpected ccs message",
+                "bad length",
             ),
+        ),
+        (
+            PeerMisbehaved,
+            _Alert.unexpected_message,
+            "the peer sent more empty records in a row than anyone needs",
+            _BROKEN,
+            ("record too small",),
         ),
         (
             PeerMisbehaved,
@@ -176,6 +187,7 @@ _REASONS: Mapping[str, _Meaning] = {
                 "unknown cipher returned",
                 "excessive message size",
                 "inconsistent extms",
+                "bad key update",
             ),
         ),
         (
@@ -190,11 +202,14 @@ _REASONS: Mapping[str, _Meaning] = {
             None,
             "a send that had to wait was repeated with other data",
             "repeat it with the same data, or close the connection",
-            ("bad write retry", "bad length"),
+            ("bad write retry",),
         ),
     )
     for reason in reasons
 }
+
+# The same words mean another thing when it was we who wrote: a shorter repetition of a send.
+_WRITING_REASONS: Mapping[str, _Meaning] = {"bad length": _REASONS["bad write retry"]}
 
 # What OpenSSL sends when X509_verify_cert fails with this code (its ssl_x509err2alert); other
 # codes make certificate_unknown.
@@ -251,13 +266,19 @@ def queued_reasons(error: SSL.Error) -> tuple[str, ...]:
     return tuple(str(entry[-1]) for entry in queue)
 
 
+def is_plain_http(error: SSL.Error) -> bool:
+    """Return whether the peer began with a request of HTTP instead of a ClientHello."""
+    return not _PLAIN_HTTP.isdisjoint(queued_reasons(error))
+
+
 def translate_error(
-    error: SSL.Error, *, verify_result: int, verify_text: str, tls_1_3: bool
+    error: SSL.Error, *, verify_result: int, verify_text: str, tls_1_3: bool, writing: bool = False
 ) -> TransportError:
     """Turn an error of OpenSSL's queue into the `TransportError` that says who erred.
 
     `verify_result` and `verify_text` are the connection's certificate verification outcome;
-    `tls_1_3` chooses between the two alerts for a missing client certificate.
+    `tls_1_3` chooses between the two alerts for a missing client certificate; `writing` says that
+    the call was one that sends.
     """
     reasons = queued_reasons(error)
     if "certificate verify failed" in reasons:
@@ -267,7 +288,8 @@ def translate_error(
             alert_sent=_VERIFY_ALERTS.get(verify_result, _Alert.certificate_unknown),
         )
     for reason in reasons:
-        if (meaning := _REASONS.get(reason)) is not None:
+        meaning = _WRITING_REASONS.get(reason) if writing else None
+        if (meaning := meaning or _REASONS.get(reason)) is not None:
             alert = meaning.alert
             if alert is _Alert.certificate_required and not tls_1_3:
                 alert = _Alert.handshake_failure  # RFC 5246 section 7.4.6

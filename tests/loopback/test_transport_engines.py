@@ -426,8 +426,12 @@ def test_plain_http_on_the_port_is_refused(echo: Callable[..., Any], identities:
     with echo(identities.ec) as server, socket.create_connection(server.address) as plain:
         plain.settimeout(DEADLINE_SECONDS)
         plain.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert plain.recv(100) == b""
-        assert isinstance(server.outcome(), PeerMisbehaved)
+        answer = plain.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert answer.endswith(b"use https:// here\n")
+        refused = server.outcome()
+        assert isinstance(refused, PeerMisbehaved)
+        assert refused.problem == "plain HTTP on a TLS port"
 
 
 def test_garbage_after_the_handshake_ends_the_session(

@@ -312,7 +312,23 @@ def test_what_is_not_tls_is_named(world: World, data: bytes, alert: Alert | None
         core.handshake()
     assert caught.value.alert_sent is alert
     sent = core.data_to_send()
-    assert (sent[5:7] == bytes([2, alert])) if alert else not sent
+    if b"HTTP/" in data:  # to whom an alert would mean nothing
+        head, _, body = sent.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert f"Content-Length: {len(body)}".encode() in head
+        assert caught.value.problem == "plain HTTP on a TLS port"
+    else:
+        assert (sent[5:7] == bytes([2, alert])) if alert else not sent
+
+
+def test_http_where_the_server_was_to_answer_is_not_answered(world: World) -> None:
+    core = TLSCore(client_context(world.anchors, DEFAULT_POLICY), None, server_hostname="localhost")
+    assert core.handshake() is Want.READ
+    core.data_to_send()
+    core.receive_data(b"GET / HTTP/1.1\r\n\r\n")
+    with pytest.raises(PeerMisbehaved):
+        core.handshake()
+    assert not core.data_to_send()
 
 
 # Each failure, and the alert that crossed the wire: what the one side says it sent is what the
