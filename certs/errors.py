@@ -6,7 +6,7 @@ holds a secret: messages are built from names, versions, lengths and paths, neve
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
 
 __all__ = [
     "CertsError",
@@ -18,9 +18,13 @@ __all__ = [
     "KeyExists",
     "KeyNotExportable",
     "KeyNotFound",
+    "NotKnownGood",
+    "RevocationFault",
     "StoreError",
     "StoreFault",
     "UnsupportedKey",
+    "UnusableCRL",
+    "UnusableOCSPResponse",
     "ValidationError",
     "WrongKEK",
     "WrongPurpose",
@@ -108,3 +112,30 @@ class IssuanceError(CertsError):
 
 class CredentialError(CertsError):
     """A private key and its certificates cannot be used together, or cannot be read."""
+
+
+class UnusableCRL(CertsError):
+    """A certificate revocation list (CRL) that cannot be read, or that says nothing reliable."""
+
+
+class UnusableOCSPResponse(CertsError):
+    """An OCSP response that proves nothing about the certificate at hand."""
+
+
+class RevocationFault(StrEnum):
+    """Why a certificate is not known to be good."""
+
+    REVOKED = "revoked"
+    NO_LIST = "no list"
+    BAD_SIGNATURE = "bad signature"
+    NOT_YET_VALID = "not yet valid"
+    EXPIRED = "expired"
+    UNREADABLE = "unreadable"
+
+
+class NotKnownGood(CertsError):
+    """A certificate of a path is revoked, or nothing says that it is not; `fault` says which."""
+
+    def __init__(self, message: str, fault: RevocationFault) -> None:
+        super().__init__(message)
+        self.fault = fault
