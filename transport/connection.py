@@ -25,6 +25,13 @@ peer rightly sees a truncation.
 `TruncatedStream`, and stays one: RFC 9846 section 6.1. TLS lets each direction close by itself
 (half-close), so reading goes on after our own close_notify, and writing after the peer's.
 
+**Messages without data.** A peer may send KeyUpdates, tickets or attempts to renegotiate at any
+time, and each costs a key derivation, perhaps an answer, and the sender next to nothing. So a read
+handles one at a time, and 32 in a row without data, our answers among them, end the connection;
+with data between them they cost no more than the data does. An answer that cannot be sent (the peer
+asks for KeyUpdates and does not read) makes the read wait to write: one answer is held, and no more
+is read. Empty records are bounded by the library, at 32 in a row as well.
+
 **Closing a socket politely.** Closing a TCP socket with unread bytes makes the kernel send RST
 instead of FIN, and RST destroys what the peer has not read yet: our alert, our close_notify, or the
 data before it. Unread bytes are normal (a TLS 1.3 server sends tickets that a client which
@@ -63,17 +70,21 @@ from transport.context import read_handshake_facts
 from transport.errors import (
     AlertDescription,
     APIMisuse,
+    CertificateRejected,
+    PeerMisbehaved,
     PolicyViolation,
     TransportError,
     TruncatedStream,
 )
 from transport.negotiated import verify_negotiated
+from transport.sessions import require_valid_certificate
 from transport.translation import is_plain_http
 
 if TYPE_CHECKING:
     from transport.authorization import AuthorizedPeer
     from transport.context import EndpointContext
     from transport.negotiated import NegotiatedSession
+    from transport.sessions import ConnectionTickets
 
 __all__ = [
     "MAX_RECORD_BYTES",
@@ -89,6 +100,8 @@ MAX_WRITE_BYTES: Final = 1024 * 1024  # what one call into the library is given 
 _MAX_EXPORT_BYTES: Final = 255 * 32  # RFC 5869 section 2.3, for the shorter of the hashes in use
 _MAX_DISCARDED_BYTES: Final = 256 * 1024
 _MAX_HOSTNAME_CHARACTERS: Final = 253
+_MAX_READS_FOR_TICKETS: Final = 16
+_MAX_MESSAGES_WITHOUT_DATA: Final = 32
 _PLAIN_HTTP_ANSWER: Final = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain\r\n"
     b"Content-Length: 40\r\n\r\nThis port speaks TLS: use https:// here\n"
@@ -110,7 +123,8 @@ class TLSCore:
     """One TLS connection over a non-blocking socket, or over memory if `transport` is None.
 
     A client needs `server_hostname`, a DNS name or an IP address that the server's certificate must
-    carry; the name is also sent as server_name (RFC 6066 section 3). Raises `APIMisuse`.
+    carry; the name is also sent as server_name (RFC 6066 section 3). With `tickets` it resumes a
+    session if it can. Raises `APIMisuse`.
     """
 
     __slots__ = (
@@ -119,8 +133,10 @@ class TLSCore:
         "_endpoint",
         "_failure",
         "_last_words",
+        "_messages",
         "_negotiated",
         "_sent_close_notify",
+        "_tickets",
         "_transport",
         "_write_pending",
     )
@@ -131,6 +147,7 @@ class TLSCore:
         transport: socket.socket | None,
         *,
         server_hostname: str | None = None,
+        tickets: ConnectionTickets | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._transport = transport
@@ -140,6 +157,7 @@ class TLSCore:
         self._sent_close_notify = False
         self._write_pending = False
         self._last_words = b""
+        self._messages = 0  # of TLS itself, since the last data
         self._connection = SSL.Connection(endpoint.context, transport)
         if endpoint.server_side:
             if server_hostname is not None:
@@ -151,6 +169,9 @@ class TLSCore:
         else:
             self._expect(server_hostname)
             self._connection.set_connect_state()
+            if tickets is not None:
+                tickets.offer(self._connection)
+        self._tickets = tickets
 
     def _expect(self, server_hostname: str | None) -> None:
         if not server_hostname:
@@ -214,13 +235,18 @@ class TLSCore:
                 self._endpoint.policy,
                 require_peer_certificate=self._endpoint.require_peer_certificate,
             )
+            if negotiated.resumed and negotiated.peer_certificate is not None:
+                require_valid_certificate(negotiated.peer_certificate)
             if self._endpoint.authorization is not None:
                 self._authorized_peer = self._endpoint.authorization.authorize(negotiated)
-        except (PolicyViolation, PeerNotAuthorized) as refusal:
+        except (PolicyViolation, PeerNotAuthorized, CertificateRejected) as refusal:
             refusal.alert_sent = self._send_fatal_alert()
             self._failure = refusal
             raise
         self._negotiated = negotiated
+        openssl.watch_messages(self._connection)
+        if self._tickets is not None:
+            self._tickets.established(self._connection, negotiated)
         return None
 
     def read(self, limit_bytes: int) -> bytes | Want:
@@ -231,13 +257,18 @@ class TLSCore:
         self._require_open()
         if limit_bytes <= 0:
             return b""
-        try:
-            result = openssl.read(self._connection, min(limit_bytes, MAX_RECORD_BYTES))
-        except SSL.ZeroReturnError:
-            return b""
-        except SSL.Error as error:
-            self._fail(error)
-        return _WANTS[result] if isinstance(result, int) else result
+        while True:
+            try:
+                result = openssl.read(self._connection, min(limit_bytes, MAX_RECORD_BYTES))
+            except SSL.ZeroReturnError:
+                return b""
+            except SSL.Error as error:
+                self._fail(error)
+            if not isinstance(result, int):
+                self._messages = 0
+                return result
+            if not self._goes_on(result):
+                return _WANTS[result]
 
     def read_into(self, buffer: memoryview) -> int | Want:
         """Read plaintext into `buffer` and return its length; zero on close_notify, else as `read`.
@@ -247,13 +278,35 @@ class TLSCore:
         self._require_open()
         if not buffer:
             return 0
-        try:
-            result = openssl.read_into(self._connection, buffer)
-        except SSL.ZeroReturnError:
-            return 0
-        except SSL.Error as error:
-            self._fail(error)
-        return result if result > 0 else _WANTS[-result]
+        while True:
+            try:
+                result = openssl.read_into(self._connection, buffer)
+            except SSL.ZeroReturnError:
+                return 0
+            except SSL.Error as error:
+                self._fail(error)
+            if result > 0:
+                self._messages = 0
+                return result
+            if not self._goes_on(-result):
+                return _WANTS[-result]
+
+    def _goes_on(self, want: int) -> bool:
+        """Return whether to read on at once after a read without data, counting messages."""
+        if not openssl.take_notice(self._connection):
+            return False
+        if self._tickets is not None:
+            self._tickets.look(self._connection)
+        self._messages += 1
+        if self._messages > _MAX_MESSAGES_WITHOUT_DATA:
+            self._failure = PeerMisbehaved(
+                "the peer sent many messages of TLS itself (KeyUpdate, tickets) and no data",
+                advice="look for a broken or hostile peer",
+                # Inside a write half done an alert would be garbage.
+                alert_sent=None if self._write_pending else self._send_fatal_alert(),
+            )
+            raise self._failure
+        return want == openssl.WANT_READ
 
     def write(self, data: bytes | memoryview) -> int | Want:
         """Send `data`, at most `MAX_WRITE_BYTES`, whole; return its length.
@@ -296,8 +349,30 @@ class TLSCore:
         self._sent_close_notify = True
         return None
 
+    def discard_input(self) -> bool:
+        """Discard what has come from the peer, all but tickets that are wanted; False at its end.
+
+        For the end of a connection with a socket, after `abandon` too. Raises `OSError`.
+        """
+        if self._tickets is None and self._transport is not None:
+            return bool(self._transport.recv(MAX_RECORD_BYTES))
+        for _ in range(_MAX_READS_FOR_TICKETS):
+            try:
+                result = openssl.read(self._connection, MAX_RECORD_BYTES)
+            except SSL.Error:
+                openssl.clear_error_queue()
+                return False
+            if isinstance(result, int):
+                if not openssl.take_notice(self._connection):
+                    break
+                if self._tickets is not None:
+                    self._tickets.look(self._connection)
+        return True
+
     def abandon(self) -> None:
         """Refuse every later call; must precede closing the socket, whose number may be reused."""
+        if self._failure is not None or not self._sent_close_notify:
+            self._discard_tickets()
         if self._failure is None:
             self._failure = APIMisuse("the connection is closed", advice="open a new one")
         else:
@@ -309,6 +384,11 @@ class TLSCore:
         """Make the connection failed for a reason found outside, such as a deadline."""
         if self._failure is None:
             self._failure = error
+            self._discard_tickets()
+
+    def _discard_tickets(self) -> None:
+        if self._tickets is not None:
+            self._tickets.discard()
 
     def export_keying_material(
         self, label: str, length_bytes: int, context: bytes | None = None
@@ -381,6 +461,7 @@ class TLSCore:
             self._failure = openssl.error_of_connection(self._connection, error, writing=writing)
             if self._endpoint.server_side and is_plain_http(error):
                 self._answer_plain_http()
+        self._discard_tickets()
         raise self._failure from error
 
     def _answer_plain_http(self) -> None:

@@ -5,7 +5,7 @@ or whether extended main secret was used; the binding that it stands on (`OpenSS
 them. They are gathered here so that a change of that binding breaks one module, and the functions
 take and return pyOpenSSL's objects and plain values, so that no pointer leaves.
 
-Four of them deserve their reasons.
+Five of them deserve their reasons.
 
 **`read_into`** reads into the caller's buffer. `Connection.recv_into` reads into a temporary one
 and copies, because it predates writable `ffi.from_buffer`.
@@ -23,6 +23,13 @@ the description is the library's choice: protocol_version on TLS 1.2 and unexpec
 TLS 1.3. Neither is the handshake_failure one would pick; both are fatal, authentic, and cannot be
 mistaken for an orderly end of data, as close_notify could. Records waiting to be written are not
 lost, since the old output side is drained first.
+
+**`watch_messages`** tells a read that found nothing from one that worked off a message of TLS
+itself: a KeyUpdate, a ticket, an attempt to renegotiate. The library does not count them, and by
+default one call of `SSL_read` goes on until data comes: 100,000 KeyUpdates kept a call, and with it
+an event loop, for 0.8 seconds. So after the handshake a connection is told to return after each
+message (pyOpenSSL sets `AUTO_RETRY`), and given a callback that marks it. The handshake itself,
+whose messages are bounded by its deadline and its states, calls no callback.
 
 **`clear_error_queue`** must run before each call into libssl: the queue is per thread and shared
 with everything else that uses OpenSSL in it. Since OpenSSL 4.0 `SSL_get_error` no longer looks at
@@ -52,6 +59,7 @@ if TYPE_CHECKING:
 __all__ = [
     "WANT_READ",
     "WANT_WRITE",
+    "TicketSession",
     "bind_to_socket",
     "clear_error_queue",
     "do_handshake",
@@ -63,9 +71,11 @@ __all__ = [
     "feed",
     "has_unread_input",
     "library_version",
+    "offer_session",
     "pending_output_bytes",
     "read",
     "read_into",
+    "refuse_early_data",
     "session_reused",
     "set_alpn_selection",
     "set_groups",
@@ -73,7 +83,10 @@ __all__ = [
     "set_server_name_selection",
     "set_signature_schemes",
     "set_verification_strictness",
+    "take_notice",
     "take_output",
+    "take_session",
+    "watch_messages",
     "weakening_options",
     "write",
 ]
@@ -92,8 +105,11 @@ _WEAKENING_OPTIONS: Final = {
 }
 WANT_READ: Final = int(lib.SSL_ERROR_WANT_READ)
 WANT_WRITE: Final = int(lib.SSL_ERROR_WANT_WRITE)
+_WORKED_OFF: Final = object()
 _allocate: Final = ffi.new_allocator(should_clear_after_alloc=False)
 _MODE_NO_AUTO_CHAIN: Final = 0x8  # ssl.h; not in the binding
+
+_TAG_OF_LIFETIME_HINT: Final = 0xA9  # [9], constructed
 
 _MAX_ALERT_RECORD_BYTES: Final = 512  # two bytes, and what protection adds
 
@@ -244,6 +260,80 @@ def extended_main_secret(connection: SSL.Connection) -> bool:
     return int(lib.SSL_get_extms_support(connection._ssl)) == 1
 
 
+def refuse_early_data(context: SSL.Context) -> None:
+    """Let no ticket of a server allow 0-RTT data (RFC 9846 section 2.3), whatever the default."""
+    lib.SSL_CTX_set_max_early_data(context._context, 0)
+
+
+class TicketSession:
+    """A session of a client, with the ticket to resume it by; holds secrets, and shows none."""
+
+    __slots__ = ("_pointer",)
+
+    def __init__(self, pointer: Any) -> None:
+        self._pointer = pointer
+
+    def measure(self) -> tuple[int, int]:
+        """Return its size in bytes, and the lifetime in seconds that the server gave its ticket."""
+        size = int(lib.i2d_SSL_SESSION(self._pointer, ffi.NULL))
+        encoded = ffi.new("unsigned char[]", size)
+        lib.i2d_SSL_SESSION(self._pointer, ffi.new("unsigned char **", encoded))
+        view = ffi.buffer(encoded, size)
+        try:
+            return size, _lifetime_hint(memoryview(view))
+        finally:
+            view[:] = bytes(size)
+
+
+def _lifetime_hint(encoded: memoryview) -> int:
+    """Return the field [9] of the library's own encoding (ssl_asn1.c, DER); 0 if it is not there.
+
+    The binding has no accessor.
+    """
+    position, end = _der_content(encoded, 0)
+    while position < end:
+        start, following = _der_content(encoded, position)
+        if encoded[position] == _TAG_OF_LIFETIME_HINT:
+            integer, stop = _der_content(encoded, start)
+            return int.from_bytes(encoded[integer:stop], "big")
+        position = following
+    return 0
+
+
+def _der_content(encoded: memoryview, position: int) -> tuple[int, int]:
+    """Return where the content of the element at `position` begins and ends."""
+    start, length = position + 2, encoded[position + 1]
+    if length & 0x80:
+        octets = encoded[start : start + (length & 0x7F)]
+        start, length = start + len(octets), int.from_bytes(octets, "big")
+    return start, start + length
+
+
+def offer_session(connection: SSL.Connection, session: TicketSession) -> None:
+    """Let a client that has not begun its handshake offer to resume a session.
+
+    pyOpenSSL's own call insists on the very context that the session came from; the library only
+    asks for a compatible one, and the caller sees to that (`transport.sessions`).
+    """
+    if lib.SSL_set_session(connection._ssl, session._pointer) != 1:
+        lib.ERR_clear_error()
+        raise MemoryError("no memory for a session")
+
+
+def take_session(
+    connection: SSL.Connection, previous: TicketSession | None
+) -> TicketSession | None:
+    """Return a client's session if it is another one than `previous`, which must still be held.
+
+    On TLS 1.3 each ticket makes a session of its own; before the first, it cannot be resumed.
+    """
+    pointer = lib.SSL_get1_session(connection._ssl)
+    if pointer == ffi.NULL:
+        return None
+    held = ffi.gc(pointer, lib.SSL_SESSION_free)
+    return None if previous is not None and held == previous._pointer else TicketSession(held)
+
+
 def session_reused(connection: SSL.Connection) -> bool:
     """Return whether the finished handshake resumed an earlier session."""
     return int(lib.SSL_session_reused(connection._ssl)) == 1
@@ -306,6 +396,27 @@ def _want(connection: SSL.Connection, ssl: Any, result: int) -> int:
     if error not in (WANT_READ, WANT_WRITE):
         connection._raise_ssl_error(ssl, result)
     return error
+
+
+@ffi.callback("void(SSL *, int, int)")  # type: ignore[untyped-decorator] # cffi has no types
+def _mark(ssl: Any, _where: int, _result: int) -> None:
+    connection = SSL.Connection._reverse_mapping.get(ssl)
+    if connection is not None:
+        connection.set_app_data(_WORKED_OFF)
+
+
+def watch_messages(connection: SSL.Connection) -> None:
+    """Let `take_notice` know of messages from now on; call it when the handshake is done."""
+    lib.SSL_clear_mode(connection._ssl, lib.SSL_MODE_AUTO_RETRY)
+    lib.SSL_set_info_callback(connection._ssl, _mark)
+
+
+def take_notice(connection: SSL.Connection) -> bool:
+    """Return whether the connection worked off a message of TLS itself since the last call."""
+    if connection.get_app_data() is not _WORKED_OFF:
+        return False
+    connection.set_app_data(None)
+    return True
 
 
 def feed(connection: SSL.Connection, data: bytes | memoryview) -> None:
