@@ -40,6 +40,7 @@ from transport.policy import (
     get_policy,
     policy_names,
 )
+from transport.sessions import ClientSessions
 from transport.stream import TLSServer, open_connection, start_server
 from transport.tls_socket import TLSSocket, WantRead, WantWrite
 from transport.tls_stream import TLSStream
@@ -52,6 +53,7 @@ __all__ = [
     "Authorization",
     "AuthorizedPeer",
     "CertificateRejected",
+    "ClientSessions",
     "DNSRule",
     "HandshakeTimeout",
     "IssuerRule",

@@ -23,6 +23,7 @@ from transport.connection import close_politely
 from transport.context import EndpointContext, server_context, shared_client_context
 from transport.errors import APIMisuse
 from transport.policy import DEFAULT_POLICY, SecurityPolicy
+from transport.sessions import connection_tickets
 from transport.tls_socket import DEFAULT_HANDSHAKE_TIMEOUT_SECONDS, TLSSocket
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from certs.credential import Credential, TrustAnchors
     from transport.authorization import Authorization
     from transport.key_log import KeyLog
+    from transport.sessions import ClientSessions
 
 __all__ = ["TLSListener", "connect", "wrap_listener", "wrap_socket"]
 
@@ -227,6 +229,7 @@ def wrap_socket(
     policy: SecurityPolicy = DEFAULT_POLICY,
     authorization: Authorization | None = None,
     alpn_protocols: Sequence[str] = (),
+    sessions: ClientSessions | None = None,
     key_log: KeyLog | None = None,
     handshake_timeout_seconds: float = DEFAULT_HANDSHAKE_TIMEOUT_SECONDS,
 ) -> TLSSocket:
@@ -234,13 +237,16 @@ def wrap_socket(
 
     A client needs `trust_anchors` and `server_hostname`; a server needs `credential`, and with
     `trust_anchors` its client needs a certificate that ends in one of them. `authorization`, on
-    either side, says which of the peers that verify are wanted. Raises `APIMisuse` where something
-    is missing. A server with many connections should use `wrap_listener`, which builds its context
-    once.
+    either side, says which of the peers that verify are wanted. With `sessions` a client resumes,
+    under a policy that does (see `transport.sessions`). Raises `APIMisuse` where something is
+    missing or has no use. A server with many connections should use `wrap_listener`, which builds
+    its context once.
     """
     if server_side:
         if credential is None:
             raise APIMisuse("a server needs a credential", advice="pass credential=")
+        if sessions is not None:
+            raise APIMisuse("sessions are a client's", advice="leave sessions= out")
         endpoint = server_context(
             credential,
             policy,
@@ -260,10 +266,17 @@ def wrap_socket(
             alpn_protocols=alpn_protocols,
             key_log=key_log,
         )
+    tickets = connection_tickets(
+        sessions,
+        endpoint,
+        address=None if sessions is None else sock.getpeername(),
+        server_hostname=server_hostname,
+    )
     return TLSSocket(
         sock,
         endpoint,
         server_hostname=server_hostname,
+        tickets=tickets,
         handshake_timeout_seconds=handshake_timeout_seconds,
     )
 
@@ -277,27 +290,35 @@ def connect(
     policy: SecurityPolicy = DEFAULT_POLICY,
     authorization: Authorization | None = None,
     alpn_protocols: Sequence[str] = (),
+    sessions: ClientSessions | None = None,
     key_log: KeyLog | None = None,
     timeout_seconds: float = DEFAULT_HANDSHAKE_TIMEOUT_SECONDS,
 ) -> TLSSocket:
     """Connect to (host, port) and do the handshake, both within `timeout_seconds`.
 
-    The server's certificate must carry `server_hostname`, which is the host unless given. The
-    socket returned has no timeout: set one with `settimeout`.
+    The server's certificate must carry `server_hostname`, which is the host unless given. With
+    `sessions` a session is resumed, under a policy that does (see `transport.sessions`). The socket
+    returned has no timeout: set one with `settimeout`.
     """
     deadline = time.monotonic() + timeout_seconds
+    name = server_hostname or address[0]
+    endpoint = shared_client_context(
+        trust_anchors,
+        policy,
+        credential=credential,
+        authorization=authorization,
+        alpn_protocols=alpn_protocols,
+        key_log=key_log,
+    )
+    tickets = connection_tickets(sessions, endpoint, address=address, server_hostname=name)
     transport = socket.create_connection(address, timeout=timeout_seconds)
     try:
         transport.settimeout(None)
-        connection = wrap_socket(
+        connection = TLSSocket(
             transport,
-            trust_anchors=trust_anchors,
-            server_hostname=server_hostname or address[0],
-            credential=credential,
-            policy=policy,
-            authorization=authorization,
-            alpn_protocols=alpn_protocols,
-            key_log=key_log,
+            endpoint,
+            server_hostname=name,
+            tickets=tickets,
             handshake_timeout_seconds=max(deadline - time.monotonic(), 0.0),
         )
         connection.do_handshake()

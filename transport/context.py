@@ -13,12 +13,15 @@ What is set, and why it is not left to the library's defaults:
 - no tickets and no session cache. On TLS 1.2 that ends resumption. On TLS 1.3 the library still
   sends two tickets (their number is not in the binding), but they hold nothing: without a cache
   there is no state that one could resume. A random session id context makes doubly sure that no
-  session of another context is taken;
+  server takes a session of another context. A client has none: what it may resume is decided by
+  `transport.sessions`, for which a context says what its connections are checked against (`scope`);
 - where the policy resumes, which can be on TLS 1.3 alone, a cache in this context's memory: a
-  ticket then is only the name of a state, and there is still no ticket key. A state lives an hour.
+  ticket then is only the name of a state, and there is still no ticket key. A state lives as long
+  as the policy says, an hour in those that are here.
   The library keeps 20,480 at most and drops the oldest; the binding cannot change that number, nor
   make a state good for one use only, nor share it between processes. A new context (a reload)
-  forgets them all. Early data stays off: its limit is the library's default, nothing;
+  forgets them all. Early data is off: no ticket allows any, and what a client sends nevertheless
+  is skipped unread;
 - no renegotiation and no compression; the server's order of suites;
 - `MODE_RELEASE_BUFFERS`: an idle connection gives its record buffers back;
 - no `ENABLE_PARTIAL_WRITE`, which pyOpenSSL sets: a write then goes out in one call however many
@@ -35,11 +38,12 @@ file may have added and that cannot be taken off again end the build.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL, crypto
 
@@ -58,7 +62,7 @@ from transport.policy import (
 from transport.translation import queued_reasons
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
     from certs.credential import Credential, TrustAnchors
     from transport.authorization import Authorization
@@ -93,7 +97,6 @@ _VERSIONS: Final = {number: version for version, number in _PROTOCOL_NUMBERS.ite
 # OpenSSL's security levels by the RSA key size that each asks for at least.
 _SECURITY_LEVELS: Final = ((15360, 5), (7680, 4), (3072, 3), (2048, 2))
 _SESSION_ID_CONTEXT_BYTES: Final = 32
-_SESSION_LIFETIME_SECONDS: Final = 3600
 _SIGNALLING_SUITES: Final = frozenset({0x00FF, 0x5600})  # RFC 5746 and RFC 7507: not real suites
 _MAX_ALPN_PROTOCOL_BYTES: Final = 255
 _SHARED_CONTEXTS: Final = 16
@@ -101,13 +104,18 @@ _SHARED_CONTEXTS: Final = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EndpointContext:
-    """A context with what its connections must be checked against; made once, used for many."""
+    """A context with what its connections must be checked against; made once, used for many.
+
+    `scope` equals that of another client context only if both check the server, and show themselves
+    to it, in the same way: whatever is added to that must be added to `client_context`'s scope.
+    """
 
     context: SSL.Context
     policy: SecurityPolicy
     server_side: bool
     require_peer_certificate: bool
     authorization: Authorization | None = None
+    scope: Hashable = field(default=None, repr=False)
 
 
 def server_context(
@@ -131,6 +139,7 @@ def server_context(
             advice="pass client_anchors too",
         )
     context = _common_context(policy, key_log)
+    context.set_session_id(os.urandom(_SESSION_ID_CONTEXT_BYTES))
     _use_credential(context, credential, policy, server_side=True)
     if client_anchors is not None:
         _use_anchors(context, client_anchors)
@@ -161,7 +170,9 @@ def client_context(
     if alpn_protocols:
         context.set_alpn_protos(list(_encode_alpn(alpn_protocols)))
     verify_context(context, policy)
-    return EndpointContext(context, policy, False, True, authorization)  # noqa: FBT003 - the fields' order is above
+    shown = None if credential is None else credential.leaf.fingerprint(SHA256())
+    scope = (policy, trust_anchors, shown, tuple(alpn_protocols))
+    return EndpointContext(context, policy, False, True, authorization, scope)  # noqa: FBT003 - the fields' order is above
 
 
 def shared_client_context(
@@ -215,8 +226,8 @@ def _common_context(policy: SecurityPolicy, key_log: KeyLog | None) -> SSL.Conte
     )
     resumes = policy.resumption is not Resumption.OFF
     context.set_session_cache_mode(SSL.SESS_CACHE_SERVER if resumes else SSL.SESS_CACHE_OFF)
-    context.set_timeout(_SESSION_LIFETIME_SECONDS)
-    context.set_session_id(os.urandom(_SESSION_ID_CONTEXT_BYTES))
+    context.set_timeout(policy.session_lifetime_seconds)
+    openssl.refuse_early_data(context)
     openssl.set_modes(context)
     openssl.set_verification_strictness(context)
     context.set_verify(SSL.VERIFY_NONE)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_POLICY",
     "GROUPS",
+    "MAX_SESSION_LIFETIME_SECONDS",
     "SIGNATURE_SCHEMES",
     "SUITES",
     "Group",
@@ -113,6 +114,8 @@ SIGNATURE_SCHEMES: Mapping[str, int] = {
     "rsa_pkcs1_sha512": 0x0601,
 }
 
+MAX_SESSION_LIFETIME_SECONDS = 7 * 24 * 3600  # RFC 9846 section 4.6.1
+
 _LEAST_RSA_KEY_BITS = 2048
 _LEAST_EC_KEY_BITS = 256
 
@@ -137,8 +140,9 @@ class SecurityPolicy:
     `purpose` says in a sentence whom it is for. `require_extended_main_secret` is about TLS 1.2
     (RFC 7627); TLS 1.3 always binds its keys to the transcript. `minimum_rsa_key_bits` and
     `minimum_ec_key_bits` (Ed25519 counts as 256) hold for our own key and for the peer's.
-    Construction raises `PolicyError` for any name outside this module's tables and for a version
-    left without a suite or a group.
+    `session_lifetime_seconds`, 1 to 604800, is how long after its full handshake a session may be
+    resumed, where the policy resumes at all. Construction raises `PolicyError` for any name outside
+    this module's tables and for a version left without a suite or a group.
     """
 
     name: str
@@ -148,6 +152,7 @@ class SecurityPolicy:
     groups: tuple[str, ...]
     signature_schemes: tuple[str, ...]
     resumption: Resumption = Resumption.OFF
+    session_lifetime_seconds: int = 3600
     require_extended_main_secret: bool = True
     minimum_rsa_key_bits: int = _LEAST_RSA_KEY_BITS
     minimum_ec_key_bits: int = _LEAST_EC_KEY_BITS
@@ -170,6 +175,11 @@ class SecurityPolicy:
                     f"policy {self.name!r} would admit {kind} keys of {bits} bits",
                     advice=f"ask for {least} or more",
                 )
+        if not 1 <= self.session_lifetime_seconds <= MAX_SESSION_LIFETIME_SECONDS:
+            raise PolicyError(
+                f"policy {self.name!r} would resume for {self.session_lifetime_seconds} seconds",
+                advice=f"choose 1 to {MAX_SESSION_LIFETIME_SECONDS}",
+            )
         if self.resumption is not Resumption.OFF and self.versions != (_TLS_1_3,):
             # The library's cache serves session ids of TLS 1.2 as well, and those resume without
             # a key exchange: no call that the binding has tells the versions apart.
@@ -241,6 +251,8 @@ class SecurityPolicy:
             lines += [f"  group {group}" for group in self.groups_for(version)]
         lines += [f"signature scheme {scheme}" for scheme in self.signature_schemes]
         lines.append(f"resumption {self.resumption}")
+        if self.resumption is not Resumption.OFF:
+            lines.append(f"session lifetime seconds {self.session_lifetime_seconds}")
         required = "required" if self.require_extended_main_secret else "optional"
         lines.append(f"extended main secret {required}")
         lines.append(f"minimum RSA key bits {self.minimum_rsa_key_bits}")

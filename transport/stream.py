@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from transport.context import EndpointContext, server_context, shared_client_context
 from transport.policy import DEFAULT_POLICY, SecurityPolicy
+from transport.sessions import connection_tickets
 from transport.tls_socket import DEFAULT_HANDSHAKE_TIMEOUT_SECONDS
 from transport.tls_stream import (
     DEFAULT_LIMIT_BYTES,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from certs.credential import Credential, TrustAnchors
     from transport.authorization import Authorization
     from transport.key_log import KeyLog
+    from transport.sessions import ClientSessions
 
     Handler = Callable[[TLSStream], Awaitable[None]]
     HandshakeFailure = Callable[[object, OSError], None]
@@ -58,6 +60,7 @@ async def open_connection(
     policy: SecurityPolicy = DEFAULT_POLICY,
     authorization: Authorization | None = None,
     alpn_protocols: Sequence[str] = (),
+    sessions: ClientSessions | None = None,
     key_log: KeyLog | None = None,
     timeout_seconds: float = DEFAULT_HANDSHAKE_TIMEOUT_SECONDS,
     shutdown_timeout_seconds: float = DEFAULT_SHUTDOWN_TIMEOUT_SECONDS,
@@ -65,7 +68,8 @@ async def open_connection(
 ) -> TLSStream:
     """Connect to a server and do the handshake, both within `timeout_seconds`.
 
-    The server's certificate must carry `server_hostname`, which is the host unless given.
+    The server's certificate must carry `server_hostname`, which is the host unless given. With
+    `sessions` a session is resumed, under a policy that does (see `transport.sessions`).
     `limit_bytes` bounds `readuntil`. Raises `TransportError`, `TimeoutError` and `OSError`.
     """
     loop = asyncio.get_running_loop()
@@ -78,12 +82,16 @@ async def open_connection(
         alpn_protocols=alpn_protocols,
         key_log=key_log,
     )
+    tickets = connection_tickets(
+        sessions, endpoint, address=(host, port), server_hostname=server_hostname or host
+    )
     async with asyncio.timeout_at(deadline):
         transport = await _connect(host, port)
     return await establish(
         transport,
         endpoint,
         server_hostname=server_hostname or host,
+        tickets=tickets,
         handshake_timeout_seconds=deadline - loop.time(),
         shutdown_timeout_seconds=shutdown_timeout_seconds,
         limit_bytes=limit_bytes,

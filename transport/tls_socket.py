@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from transport.authorization import AuthorizedPeer
     from transport.context import EndpointContext
     from transport.negotiated import NegotiatedSession
+    from transport.sessions import ConnectionTickets
 
     BinaryMode = Literal["b", "rb", "br", "wb", "bw", "rwb", "rbw", "wrb", "wbr", "brw", "bwr"]
     TextMode = Literal["r", "w", "rw", "wr", ""]
@@ -91,9 +92,10 @@ class TLSSocket(SessionViews):
         endpoint: EndpointContext,
         *,
         server_hostname: str | None = None,
+        tickets: ConnectionTickets | None = None,
         handshake_timeout_seconds: float = DEFAULT_HANDSHAKE_TIMEOUT_SECONDS,
     ) -> None:
-        self._core = TLSCore(endpoint, transport, server_hostname=server_hostname)
+        self._core = TLSCore(endpoint, transport, server_hostname=server_hostname, tickets=tickets)
         self._timeout = transport.gettimeout()
         prepare_socket(transport)
         self._transport = transport
@@ -372,8 +374,11 @@ class TLSSocket(SessionViews):
             poll.register(self._transport, select.POLLIN)
             while (remaining_seconds := deadline - time.monotonic()) > 0:
                 ready = poll.poll(int(remaining_seconds * 1000) + 1)
-                if ready and not self._transport.recv(MAX_RECORD_BYTES):
-                    return
+                if not ready:
+                    continue
+                with self._call_lock:
+                    if not self._core.discard_input():
+                        return
         except (OSError, ValueError):  # gone already, or closed by another thread
             return
 

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from transport.authorization import AuthorizedPeer
     from transport.context import EndpointContext
     from transport.negotiated import NegotiatedSession
+    from transport.sessions import ConnectionTickets
 
 __all__ = ["DEFAULT_LIMIT_BYTES", "DEFAULT_SHUTDOWN_TIMEOUT_SECONDS", "TLSStream", "establish"]
 
@@ -69,6 +70,7 @@ async def establish(
     endpoint: EndpointContext,
     *,
     server_hostname: str | None = None,
+    tickets: ConnectionTickets | None = None,
     handshake_timeout_seconds: float,
     shutdown_timeout_seconds: float,
     limit_bytes: int,
@@ -79,7 +81,7 @@ async def establish(
     """
     try:
         prepare_socket(transport)
-        core = TLSCore(endpoint, transport, server_hostname=server_hostname)
+        core = TLSCore(endpoint, transport, server_hostname=server_hostname, tickets=tickets)
     except BaseException:
         transport.close()
         raise
@@ -142,9 +144,7 @@ class TLSStream:
         self._core = core
         self._shutdown_timeout_seconds = shutdown_timeout_seconds
         self._limit_bytes = limit_bytes
-        self._buffer = (
-            bytearray()
-        )  # plaintext read but not returned: of readuntil, or a cancelled call
+        self._buffer = bytearray()  # read but not returned: of readuntil, or a cancelled call
         self._ended = False  # the peer said close_notify
         self._reading = False
         self._read_waiter: asyncio.Future[None] | None = None
@@ -469,7 +469,7 @@ class TLSStream:
 
     def _discard(self) -> None:
         try:
-            ended = not self._transport.recv(MAX_RECORD_BYTES)
+            ended = not self._core.discard_input()
         except BlockingIOError:
             return
         except OSError:
