@@ -130,7 +130,6 @@ class RevocationFault(StrEnum):
     BAD_SIGNATURE = "bad signature"
     NOT_YET_VALID = "not yet valid"
     EXPIRED = "expired"
-    UNREADABLE = "unreadable"
 
 
 class NotKnownGood(CertsError):

@@ -251,6 +251,11 @@ class RevocationLists:
         """When the first of the lists ends, and peers of its issuer begin to be refused."""
         return min(one.next_update for one in self._lists)
 
+    @property
+    def known_issuers(self) -> tuple[x509.Certificate, ...]:
+        """The issuers met so far, for `prepare` of the lists that take these lists' place."""
+        return tuple(self._by_issuer)
+
     def prepare(self, issuers: Iterable[x509.Certificate]) -> None:
         """Check the signatures of these issuers' lists now, rather than when one is first met.
 
@@ -266,6 +271,25 @@ class RevocationLists:
         """
         for certificate, issuer in pairwise(path):
             self._require_good(certificate, issuer, now)
+
+    def require_still_good(self, chain: Iterable[x509.Certificate], now: datetime) -> None:
+        """Hold the certificates of a resumed session to the lists again.
+
+        It verified before, and its path is not there any more: an issuer is taken from those met so
+        far, by name, and one that was never met makes its certificates not known to be good.
+        Self-signed certificates are passed over. Raises `NotKnownGood`.
+        """
+        for certificate in chain:
+            if certificate.issuer == certificate.subject:
+                continue
+            issuers = [one for one in self.known_issuers if _may_have_issued(one, certificate)]
+            if not issuers:
+                raise NotKnownGood(
+                    f"no CRL of {_named(certificate.issuer)} was verified since the session began",
+                    RevocationFault.NO_LIST,
+                )
+            for issuer in issuers:
+                self._require_good(certificate, issuer, now)
 
     def _require_good(
         self, certificate: x509.Certificate, issuer: x509.Certificate, now: datetime
@@ -396,6 +420,14 @@ def _read_scope(point: x509.IssuingDistributionPoint, name: str) -> _Scope:
         authorities_only=point.only_contains_ca_certs,
         points=frozenset(point.full_name or ()),
     )
+
+
+def _may_have_issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    """Whether names and key identifiers say so; the signature verified before."""
+    if issuer.subject != certificate.issuer:
+        return False
+    own, named = _subject_key_identifier(issuer), _identifier_of_signer(certificate.extensions)
+    return own is None or named is None or own == named
 
 
 def _may_sign_lists(issuer: x509.Certificate) -> bool:

@@ -77,6 +77,7 @@ from transport.errors import (
     TruncatedStream,
 )
 from transport.negotiated import verify_negotiated
+from transport.openssl_peers import refusal_of
 from transport.sessions import require_valid_certificate
 from transport.translation import is_plain_http
 
@@ -159,6 +160,8 @@ class TLSCore:
         self._last_words = b""
         self._messages = 0  # of TLS itself, since the last data
         self._connection = SSL.Connection(endpoint.context, transport)
+        if endpoint.revocation is not None:
+            endpoint.revocation.watch(self._connection)
         if endpoint.server_side:
             if server_hostname is not None:
                 raise APIMisuse(
@@ -237,6 +240,8 @@ class TLSCore:
             )
             if negotiated.resumed and negotiated.peer_certificate is not None:
                 require_valid_certificate(negotiated.peer_certificate)
+                if self._endpoint.revocation is not None:
+                    self._endpoint.revocation.require_resumable(self._connection)
             if self._endpoint.authorization is not None:
                 self._authorized_peer = self._endpoint.authorization.authorize(negotiated)
         except (PolicyViolation, PeerNotAuthorized, CertificateRejected) as refusal:
@@ -458,7 +463,12 @@ class TLSCore:
                 alert_received=AlertDescription.close_notify,
             )
         else:
-            self._failure = openssl.error_of_connection(self._connection, error, writing=writing)
+            refusal = refusal_of(self._connection)
+            self._failure = (
+                openssl.error_of_connection(self._connection, error, writing=writing)
+                if refusal is None
+                else refusal.error()
+            )
             if self._endpoint.server_side and is_plain_http(error):
                 self._answer_plain_http()
         self._discard_tickets()

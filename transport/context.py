@@ -27,7 +27,9 @@ What is set, and why it is not left to the library's defaults:
 - no `ENABLE_PARTIAL_WRITE`, which pyOpenSSL sets: a write then goes out in one call however many
   records it takes (see `transport.connection` for what that asks of callers);
 - the chain exactly as given: otherwise the library searches its store for one in each handshake;
-- trust anchors are those given and no others: the system's are never consulted.
+- trust anchors are those given and no others: the system's are never consulted;
+- no check of CRLs by the library: it hashes the whole list in every handshake. What checks instead
+  is asked for by each connection (`transport.revocation`), so that contexts can be shared.
 
 **Self-check.** Before a context is handed out, a connection is made from it in memory and its
 ClientHello is read: suites, groups, signature schemes and versions in it must equal the policy's.
@@ -51,6 +53,7 @@ from transport import openssl
 from transport.client_hello import parse_client_hello
 from transport.errors import APIMisuse, PolicyViolation
 from transport.negotiated import HandshakeFacts, key_strength
+from transport.openssl_peers import accept_staples, set_staple
 from transport.policy import (
     GROUPS,
     SIGNATURE_SCHEMES,
@@ -59,14 +62,19 @@ from transport.policy import (
     Resumption,
     SecurityPolicy,
 )
+from transport.revocation import StaplePolicy, peer_revocation
+from transport.stapling import Stapler
 from transport.translation import queued_reasons
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
 
     from certs.credential import Credential, TrustAnchors
+    from certs.revocation import RevocationLists
     from transport.authorization import Authorization
     from transport.key_log import KeyLog
+    from transport.revocation import CRLFiles, PeerRevocation
+    from transport.stapling import StapleSource
 
 __all__ = [
     "SUITE_ALIASES",
@@ -116,6 +124,12 @@ class EndpointContext:
     require_peer_certificate: bool
     authorization: Authorization | None = None
     scope: Hashable = field(default=None, repr=False)
+    revocation: PeerRevocation | None = None
+
+    def checking(self, revocation: PeerRevocation | None) -> EndpointContext:
+        """Return the same context for connections that check revocation in this way."""
+        scope = None if revocation is None else revocation.scope
+        return replace(self, revocation=revocation, scope=(self.scope, scope))
 
 
 def server_context(
@@ -126,18 +140,28 @@ def server_context(
     authorization: Authorization | None = None,
     alpn_protocols: Sequence[str] = (),
     key_log: KeyLog | None = None,
+    client_crls: RevocationLists | CRLFiles | None = None,
+    ocsp_staple: StapleSource | None = None,
 ) -> EndpointContext:
     """Build a server's context; with `client_anchors`, every client must have a certificate.
 
-    `authorization` says which of those clients are wanted. Raises `APIMisuse` for a credential
-    that the policy cannot use, or an authorization without `client_anchors`, and `PolicyViolation`
-    if the library does not take the policy.
+    `authorization` says which of those clients are wanted, and `client_crls` which were revoked
+    (`transport.revocation`); `ocsp_staple` is what the server staples (`transport.stapling`).
+    Raises `APIMisuse` for a credential that the policy cannot use, or an authorization or CRLs
+    without `client_anchors`, `UnusableOCSPResponse` for a staple in bytes that proves nothing, and
+    `PolicyViolation` if the library does not take the policy.
     """
     if authorization is not None and client_anchors is None:
         raise APIMisuse(
             "an authorization of clients that show no certificate would refuse them all",
             advice="pass client_anchors too",
         )
+    if client_crls is not None and client_anchors is None:
+        raise APIMisuse(
+            "CRLs for clients that show no certificate would check nobody",
+            advice="pass client_anchors too",
+        )
+    revocation = peer_revocation(client_crls, None)
     context = _common_context(policy, key_log)
     context.set_session_id(os.urandom(_SESSION_ID_CONTEXT_BYTES))
     _use_credential(context, credential, policy, server_side=True)
@@ -149,7 +173,16 @@ def server_context(
     if alpn_protocols:
         openssl.set_alpn_selection(context, _encode_alpn(alpn_protocols))
     verify_context(context, policy)
-    return EndpointContext(context, policy, True, client_anchors is not None, authorization)  # noqa: FBT003 - fields
+    if ocsp_staple is not None:
+        set_staple(context, Stapler(ocsp_staple, credential).current)
+    return EndpointContext(
+        context,
+        policy,
+        server_side=True,
+        require_peer_certificate=client_anchors is not None,
+        authorization=authorization,
+        revocation=revocation,
+    )
 
 
 def client_context(
@@ -160,19 +193,34 @@ def client_context(
     authorization: Authorization | None = None,
     alpn_protocols: Sequence[str] = (),
     key_log: KeyLog | None = None,
+    crls: RevocationLists | CRLFiles | None = None,
+    staples: StaplePolicy = StaplePolicy.CHECK,
 ) -> EndpointContext:
-    """Build a client's context; raises what `server_context` raises."""
+    """Build a client's context; raises what `server_context` raises.
+
+    `crls` says which servers were revoked, `staples` what to make of the OCSP response that a
+    server staples (`transport.revocation`).
+    """
     context = _common_context(policy, key_log)
     if credential is not None:
         _use_credential(context, credential, policy, server_side=False)
     _use_anchors(context, trust_anchors)
     context.set_verify(SSL.VERIFY_PEER)
+    accept_staples(context)
     if alpn_protocols:
         context.set_alpn_protos(list(_encode_alpn(alpn_protocols)))
     verify_context(context, policy)
     shown = None if credential is None else credential.leaf.fingerprint(SHA256())
     scope = (policy, trust_anchors, shown, tuple(alpn_protocols))
-    return EndpointContext(context, policy, False, True, authorization, scope)  # noqa: FBT003 - the fields' order is above
+    endpoint = EndpointContext(
+        context,
+        policy,
+        server_side=False,
+        require_peer_certificate=True,
+        authorization=authorization,
+        scope=scope,
+    )
+    return endpoint.checking(peer_revocation(crls, staples))
 
 
 def shared_client_context(
@@ -183,6 +231,8 @@ def shared_client_context(
     authorization: Authorization | None = None,
     alpn_protocols: Sequence[str] = (),
     key_log: KeyLog | None = None,
+    crls: RevocationLists | CRLFiles | None = None,
+    staples: StaplePolicy = StaplePolicy.CHECK,
 ) -> EndpointContext:
     """Return a client's context, the same one again for the same anchors, policy and protocols.
 
@@ -191,7 +241,11 @@ def shared_client_context(
     """
     if credential is None and key_log is None and not isinstance(alpn_protocols, str):
         shared = _cached_client_context(trust_anchors, policy, tuple(alpn_protocols))
-        return shared if authorization is None else replace(shared, authorization=authorization)
+        if authorization is not None:
+            shared = replace(shared, authorization=authorization)
+        if crls is not None or staples != StaplePolicy.CHECK:
+            shared = shared.checking(peer_revocation(crls, staples))
+        return shared
     return client_context(
         trust_anchors,
         policy,
@@ -199,6 +253,8 @@ def shared_client_context(
         authorization=authorization,
         alpn_protocols=alpn_protocols,
         key_log=key_log,
+        crls=crls,
+        staples=staples,
     )
 
 
