@@ -23,6 +23,7 @@ from transport.connection import close_politely
 from transport.context import EndpointContext, server_context, shared_client_context
 from transport.errors import APIMisuse
 from transport.policy import DEFAULT_POLICY, SecurityPolicy
+from transport.revocation import StaplePolicy
 from transport.sessions import connection_tickets
 from transport.tls_socket import DEFAULT_HANDSHAKE_TIMEOUT_SECONDS, TLSSocket
 
@@ -31,9 +32,12 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from certs.credential import Credential, TrustAnchors
+    from certs.revocation import RevocationLists
     from transport.authorization import Authorization
     from transport.key_log import KeyLog
+    from transport.revocation import CRLFiles
     from transport.sessions import ClientSessions
+    from transport.stapling import StapleSource
 
 __all__ = ["TLSListener", "connect", "wrap_listener", "wrap_socket"]
 
@@ -200,13 +204,17 @@ def wrap_listener(
     authorization: Authorization | None = None,
     alpn_protocols: Sequence[str] = (),
     key_log: KeyLog | None = None,
+    client_crls: RevocationLists | CRLFiles | None = None,
+    ocsp_staple: StapleSource | None = None,
     handshake_timeout_seconds: float = DEFAULT_HANDSHAKE_TIMEOUT_SECONDS,
 ) -> TLSListener:
     """Make every connection that `listener` accepts a TLS connection.
 
-    With `client_anchors`, each client must have a certificate that ends in one of them, and with
-    `authorization` be one that it admits. Raises `APIMisuse` for a credential that the policy
-    cannot use, and `PolicyViolation` if the TLS library does not take the policy.
+    With `client_anchors`, each client must have a certificate that ends in one of them, with
+    `authorization` be one that it admits, and with `client_crls` be on none of these. `ocsp_staple`
+    is stapled: bytes, a file, or a function that fetches it (`transport.stapling`). Raises
+    `APIMisuse` for a credential that the policy cannot use, and `PolicyViolation` if the TLS
+    library does not take the policy.
     """
     endpoint = server_context(
         credential,
@@ -215,6 +223,8 @@ def wrap_listener(
         authorization=authorization,
         alpn_protocols=alpn_protocols,
         key_log=key_log,
+        client_crls=client_crls,
+        ocsp_staple=ocsp_staple,
     )
     return TLSListener(listener, endpoint, handshake_timeout_seconds=handshake_timeout_seconds)
 
@@ -231,6 +241,9 @@ def wrap_socket(
     alpn_protocols: Sequence[str] = (),
     sessions: ClientSessions | None = None,
     key_log: KeyLog | None = None,
+    crls: RevocationLists | CRLFiles | None = None,
+    staples: StaplePolicy = StaplePolicy.CHECK,
+    ocsp_staple: StapleSource | None = None,
     handshake_timeout_seconds: float = DEFAULT_HANDSHAKE_TIMEOUT_SECONDS,
 ) -> TLSSocket:
     """Make a connected socket a TLS connection; the handshake happens at the first use.
@@ -238,9 +251,10 @@ def wrap_socket(
     A client needs `trust_anchors` and `server_hostname`; a server needs `credential`, and with
     `trust_anchors` its client needs a certificate that ends in one of them. `authorization`, on
     either side, says which of the peers that verify are wanted. With `sessions` a client resumes,
-    under a policy that does (see `transport.sessions`). Raises `APIMisuse` where something is
-    missing or has no use. A server with many connections should use `wrap_listener`, which builds
-    its context once.
+    under a policy that does (see `transport.sessions`). `crls` says which peers were revoked, and
+    `staples` what a client makes of the server's OCSP response (see `transport.revocation`);
+    `ocsp_staple` is a server's own. Raises `APIMisuse` where something is missing or has no use. A
+    server with many connections should use `wrap_listener`, which builds its context once.
     """
     if server_side:
         if credential is None:
@@ -254,10 +268,14 @@ def wrap_socket(
             authorization=authorization,
             alpn_protocols=alpn_protocols,
             key_log=key_log,
+            client_crls=crls,
+            ocsp_staple=ocsp_staple,
         )
     else:
         if trust_anchors is None:
             raise APIMisuse("a client needs trust anchors", advice="pass trust_anchors=")
+        if ocsp_staple is not None:
+            raise APIMisuse("a staple is a server's", advice="leave ocsp_staple= out")
         endpoint = shared_client_context(
             trust_anchors,
             policy,
@@ -265,6 +283,8 @@ def wrap_socket(
             authorization=authorization,
             alpn_protocols=alpn_protocols,
             key_log=key_log,
+            crls=crls,
+            staples=staples,
         )
     tickets = connection_tickets(
         sessions,
@@ -292,13 +312,17 @@ def connect(
     alpn_protocols: Sequence[str] = (),
     sessions: ClientSessions | None = None,
     key_log: KeyLog | None = None,
+    crls: RevocationLists | CRLFiles | None = None,
+    staples: StaplePolicy = StaplePolicy.CHECK,
     timeout_seconds: float = DEFAULT_HANDSHAKE_TIMEOUT_SECONDS,
 ) -> TLSSocket:
     """Connect to (host, port) and do the handshake, both within `timeout_seconds`.
 
     The server's certificate must carry `server_hostname`, which is the host unless given. With
-    `sessions` a session is resumed, under a policy that does (see `transport.sessions`). The socket
-    returned has no timeout: set one with `settimeout`.
+    `sessions` a session is resumed, under a policy that does (see `transport.sessions`). `crls`
+    says which servers were revoked, and `staples` what to make of the OCSP response that this one
+    staples (see `transport.revocation`). The socket returned has no timeout: set one with
+    `settimeout`.
     """
     deadline = time.monotonic() + timeout_seconds
     name = server_hostname or address[0]
@@ -309,6 +333,8 @@ def connect(
         authorization=authorization,
         alpn_protocols=alpn_protocols,
         key_log=key_log,
+        crls=crls,
+        staples=staples,
     )
     tickets = connection_tickets(sessions, endpoint, address=address, server_hostname=name)
     transport = socket.create_connection(address, timeout=timeout_seconds)

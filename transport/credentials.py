@@ -14,6 +14,11 @@ changes too. They are noted *before* the files are read: whatever changes after 
 the next look, so a read that fell between two writes is repeated, and a bad file is complained
 about once, not at every look.
 
+**Revocation.** Files of CRLs are loaded with the credentials and by the same rule: bad new ones
+keep everything as it is, and the old lists refuse by themselves once they end. New contexts hold no
+sessions, so nobody who was revoked resumes one. A staple is no part of a load: it has a thread of
+its own (`transport.stapling`), which outlives a reload that does not change its certificate.
+
 **Server names.** Each credential is served for the names in its certificate, or for those given.
 The first is the default: for clients that name no server, and for unknown names unless those are to
 be refused. The choice is made inside the handshake, see `transport.server_names`.
@@ -38,10 +43,14 @@ from certs.credential import (
     Credential,
     TrustAnchors,
 )
+from certs.revocation import RevocationLists
 from transport import openssl
 from transport.context import EndpointContext
 from transport.errors import APIMisuse
+from transport.openssl_peers import set_staple
+from transport.revocation import Fingerprint, PeerRevocation, fingerprint, read_crl_files
 from transport.server_names import NameTable, normalize_name
+from transport.stapling import Stapler, StapleSource
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,8 +67,6 @@ __all__ = [
     "describe_credential",
 ]
 
-# Modification time in nanoseconds, size in bytes, inode; None for a file that is not there.
-_Fingerprint = tuple[int, int, int] | None
 _MAX_DESCRIBED_NAMES: Final = 10
 
 
@@ -94,11 +101,13 @@ class ServedCredential:
     """A credential, or where to get it, and the names it is served for.
 
     Without names it is served for the DNS names in its certificate. A callable is called at every
-    load, in the worker process, perhaps on another thread.
+    load, in the worker process, perhaps on another thread. `ocsp_staple` is what is stapled to it
+    (see `transport.stapling`), fetched and looked after in the worker process.
     """
 
     source: CredentialSource
     names: tuple[str, ...] = ()
+    ocsp_staple: StapleSource | None = None
 
     def load(self) -> Credential:
         """Get the credential from its source; raises what the source raises."""
@@ -111,7 +120,8 @@ class LiveIdentity:
     """The credentials that a server shows, and whom it trusts, replaceable while it serves.
 
     `build` makes the context of one credential, the same way for each. `client_anchors` may be a
-    PEM file, which is watched like those of credentials. Nothing is read before `load`.
+    PEM file, which is watched like those of credentials, and so are the files of `client_crls`.
+    `report_staple` is told what goes wrong with staples. Nothing is read before `load`.
     """
 
     def __init__(
@@ -120,14 +130,20 @@ class LiveIdentity:
         build: ContextBuilder,
         *,
         client_anchors: TrustAnchors | Path | None = None,
+        client_crls: RevocationLists | Sequence[Path] = (),
         unknown_name: UnknownName = UnknownName.DEFAULT,
+        report_staple: Callable[[Exception], None] | None = None,
     ) -> None:
         self._served = _require_some(served)
         self._build = build
         self._client_anchors = client_anchors
+        self._client_crls = client_crls
+        self._lists: RevocationLists | None = None
+        self._staplers: tuple[Stapler, ...] = ()
+        self._report_staple = report_staple
         self._unknown_name = unknown_name
         self._endpoint: EndpointContext | None = None
-        self._seen: dict[Path, _Fingerprint] = {}
+        self._seen: dict[Path, Fingerprint] = {}
 
     def __repr__(self) -> str:
         state = "loaded" if self._endpoint is not None else "not loaded"
@@ -154,20 +170,54 @@ class LiveIdentity:
         if isinstance(anchors, Path):
             anchors = TrustAnchors.from_pem(_read_bounded(anchors, MAX_ANCHORS_PEM_BYTES))
         credentials = tuple(one.load() for one in wanted)
+        lists = self._read_lists(anchors)
         endpoints = [self._build(credential, anchors) for credential in credentials]
+        if lists is not None:
+            endpoints = [endpoint.checking(PeerRevocation(lists)) for endpoint in endpoints]
         default = endpoints[0]
+        staplers = self._staple(wanted, credentials, endpoints)
         refuse = self._unknown_name is UnknownName.REFUSE
         if len(endpoints) > 1 or refuse:
             table = _name_table(wanted, credentials, endpoints)
             openssl.set_server_name_selection(default.context, table.get, refuse_unknown=refuse)
         self._served, self._seen, self._endpoint = wanted, seen, default
+        self._lists, self._staplers = lists, staplers
         return credentials
+
+    def _read_lists(self, anchors: TrustAnchors | None) -> RevocationLists | None:
+        if isinstance(self._client_crls, RevocationLists):
+            return self._client_crls
+        if not self._client_crls:
+            return None
+        lists = read_crl_files(self._client_crls)
+        # Signatures of long lists take a while to check: here, rather than in a handshake.
+        lists.prepare(() if anchors is None else anchors.certificates)
+        lists.prepare(() if self._lists is None else self._lists.known_issuers)
+        return lists
+
+    def _staple(
+        self,
+        served: Sequence[ServedCredential],
+        credentials: Sequence[Credential],
+        endpoints: Sequence[EndpointContext],
+    ) -> tuple[Stapler, ...]:
+        """Give each context its stapler: the one there is, if neither source nor chain changed."""
+        staplers = []
+        for one, credential, endpoint in zip(served, credentials, endpoints, strict=True):
+            source = one.ocsp_staple
+            if source is None:
+                continue
+            kept = (old for old in self._staplers if old.serves(source, credential))
+            stapler = next(kept, None) or Stapler(source, credential, report=self._report_staple)
+            set_staple(endpoint.context, stapler.current)
+            staplers.append(stapler)
+        return tuple(staplers)
 
     def has_changed(self) -> bool:
         """Whether a file differs from when it was last loaded, successfully or not."""
         return self._look(self._served) != self._seen
 
-    def _look(self, served: Sequence[ServedCredential]) -> dict[Path, _Fingerprint]:
+    def _look(self, served: Sequence[ServedCredential]) -> dict[Path, Fingerprint]:
         paths = [
             path
             for one in served
@@ -176,7 +226,9 @@ class LiveIdentity:
         ]
         if isinstance(self._client_anchors, Path):
             paths.append(self._client_anchors)
-        return {path: _fingerprint(path) for path in paths}
+        if not isinstance(self._client_crls, RevocationLists):
+            paths += self._client_crls
+        return {path: fingerprint(path) for path in paths}
 
 
 def _require_some(served: Sequence[ServedCredential]) -> tuple[ServedCredential, ...]:
@@ -228,11 +280,3 @@ def describe_credential(credential: Credential) -> dict[str, object]:
 def _read_bounded(path: Path, limit_bytes: int) -> bytes:
     with path.open("rb") as file:
         return file.read(limit_bytes + 1)  # the byte too many is for the parser to complain about
-
-
-def _fingerprint(path: Path) -> _Fingerprint:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino

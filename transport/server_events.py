@@ -164,6 +164,10 @@ class ServerEvents:
         self.meter.credentials_loaded(taken=False)
         self.log.write("credential_kept", **failure_facts(error))
 
+    def staple_failed(self, error: Exception) -> None:
+        """Report that an OCSP response cannot be had, or cannot be stapled; called by a thread."""
+        self.log.write("staple_failed", **failure_facts(error))
+
 
 def failure_facts(error: BaseException) -> dict[str, object]:
     """Return what a log says of an error: its kind, reason, advice and alerts.

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from certs.credential import Credential, TrustAnchors
+    from certs.revocation import RevocationLists
     from transport.authorization import Authorization
     from transport.key_log import KeyLog
 
@@ -118,6 +119,8 @@ class ServerSettings:
     `handler` fits `engine`: a coroutine function of a `TLSStream` and a `Client` for asyncio, a
     function of a `TLSSocket` and a `Client` for blocking. It runs in a worker process, and the
     connection is closed after it. `client_anchors` may be a PEM file, which is watched.
+    `client_crls` are lists of revoked clients, or files of them (PEM or DER), which are watched
+    too; each authority above a client then needs one that is of now (see `transport.revocation`).
     `authorization` says which clients are wanted, and refuses the others with an alert;
     `authorize` is for rules that data cannot say: called with each negotiated session before the
     handler, it raises `PolicyViolation` or another `TransportError`, and the connection ends
@@ -133,6 +136,7 @@ class ServerSettings:
     workers: int = 1
     policy: SecurityPolicy = DEFAULT_POLICY
     client_anchors: TrustAnchors | Path | None = None
+    client_crls: RevocationLists | tuple[Path, ...] = ()
     authorization: Authorization | None = None
     authorize: Authorize | None = None
     alpn_protocols: tuple[str, ...] = ()
@@ -161,19 +165,31 @@ class ServerSettings:
                 "metrics need the package prometheus_client",
                 advice="pip install 'pfs-transport[server]'",
             )
+        if self.client_crls and self.client_anchors is None:
+            raise APIMisuse(
+                "CRLs for clients that show no certificate would check nobody",
+                advice="give client_anchors too",
+            )
         if self.authorization is not None and self.client_anchors is None:
             raise APIMisuse(
                 "an authorization of clients that show no certificate would refuse them all",
                 advice="give client_anchors too",
             )
 
-    def make_identity(self) -> LiveIdentity:
-        """Return the server's credentials, nothing of them read yet."""
+    def make_identity(
+        self, report_staple: Callable[[Exception], None] | None = None
+    ) -> LiveIdentity:
+        """Return the server's credentials, nothing of them read yet.
+
+        `report_staple` is told what goes wrong with staples; by default it is logged.
+        """
         return LiveIdentity(
             self.credentials,
             self.build_context or partial(_build_context, self),
             client_anchors=self.client_anchors,
+            client_crls=self.client_crls,
             unknown_name=self.unknown_name,
+            report_staple=report_staple,
         )
 
 

@@ -60,7 +60,7 @@ def run_worker(
         events = ServerEvents(
             log, _meter(metrics_folder, index), log_connections=settings.log_connections
         )
-        identity = settings.make_identity()
+        identity = settings.make_identity(events.staple_failed)
         events.credentials_loaded(identity.load())
         _make_room(settings, events)
     except Exception as error:  # noqa: BLE001 - a credential's source may be anybody's code

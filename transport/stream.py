@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from transport.context import EndpointContext, server_context, shared_client_context
 from transport.policy import DEFAULT_POLICY, SecurityPolicy
+from transport.revocation import StaplePolicy
 from transport.sessions import connection_tickets
 from transport.tls_socket import DEFAULT_HANDSHAKE_TIMEOUT_SECONDS
 from transport.tls_stream import (
@@ -34,9 +35,12 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from certs.credential import Credential, TrustAnchors
+    from certs.revocation import RevocationLists
     from transport.authorization import Authorization
     from transport.key_log import KeyLog
+    from transport.revocation import CRLFiles
     from transport.sessions import ClientSessions
+    from transport.stapling import StapleSource
 
     Handler = Callable[[TLSStream], Awaitable[None]]
     HandshakeFailure = Callable[[object, OSError], None]
@@ -62,6 +66,8 @@ async def open_connection(
     alpn_protocols: Sequence[str] = (),
     sessions: ClientSessions | None = None,
     key_log: KeyLog | None = None,
+    crls: RevocationLists | CRLFiles | None = None,
+    staples: StaplePolicy = StaplePolicy.CHECK,
     timeout_seconds: float = DEFAULT_HANDSHAKE_TIMEOUT_SECONDS,
     shutdown_timeout_seconds: float = DEFAULT_SHUTDOWN_TIMEOUT_SECONDS,
     limit_bytes: int = DEFAULT_LIMIT_BYTES,
@@ -69,8 +75,10 @@ async def open_connection(
     """Connect to a server and do the handshake, both within `timeout_seconds`.
 
     The server's certificate must carry `server_hostname`, which is the host unless given. With
-    `sessions` a session is resumed, under a policy that does (see `transport.sessions`).
-    `limit_bytes` bounds `readuntil`. Raises `TransportError`, `TimeoutError` and `OSError`.
+    `sessions` a session is resumed, under a policy that does (see `transport.sessions`). `crls`
+    says which servers were revoked, and `staples` what to make of the OCSP response that this one
+    staples (see `transport.revocation`). `limit_bytes` bounds `readuntil`. Raises
+    `TransportError`, `TimeoutError` and `OSError`.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_seconds
@@ -81,6 +89,8 @@ async def open_connection(
         authorization=authorization,
         alpn_protocols=alpn_protocols,
         key_log=key_log,
+        crls=crls,
+        staples=staples,
     )
     tickets = connection_tickets(
         sessions, endpoint, address=(host, port), server_hostname=server_hostname or host
@@ -130,6 +140,8 @@ async def start_server(
     authorization: Authorization | None = None,
     alpn_protocols: Sequence[str] = (),
     key_log: KeyLog | None = None,
+    client_crls: RevocationLists | CRLFiles | None = None,
+    ocsp_staple: StapleSource | None = None,
     handshake_timeout_seconds: float = DEFAULT_HANDSHAKE_TIMEOUT_SECONDS,
     shutdown_timeout_seconds: float = DEFAULT_SHUTDOWN_TIMEOUT_SECONDS,
     limit_bytes: int = DEFAULT_LIMIT_BYTES,
@@ -141,7 +153,8 @@ async def start_server(
     `handler` is awaited with the `TLSStream` of each client that passed the handshake and its
     check; the stream is closed after it, and aborted if it raises. `on_handshake_failure` is called
     with the peer's address and the error of each that did not. With `client_anchors`, each client
-    must have a certificate that ends in one of them, and with `authorization` be admitted by it.
+    must have a certificate that ends in one of them, with `authorization` be admitted by it, and
+    with `client_crls` be on none of these. `ocsp_staple` is stapled (`transport.stapling`).
     Raises `APIMisuse` for a credential that the policy cannot use, and `PolicyViolation` if the TLS
     library does not take the policy.
     """
@@ -152,6 +165,8 @@ async def start_server(
         authorization=authorization,
         alpn_protocols=alpn_protocols,
         key_log=key_log,
+        client_crls=client_crls,
+        ocsp_staple=ocsp_staple,
     )
     listeners = await _listen(host, port, backlog)
     server = TLSServer(
