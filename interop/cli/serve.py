@@ -75,6 +75,23 @@ def _serve(  # noqa: PLR0917 - the command line names them all
         Path | None,
         typer.Option(metavar="FILE", help="Take only clients with a certificate from here."),
     ] = None,
+    client_crl: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Refuse clients that were revoked: a CRL, in PEM or DER, of each authority above "
+            "them. Repeat it for more. A client whose authority has none here, or one that ended, "
+            "is refused too.",
+        ),
+    ] = None,
+    ocsp_staple: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="An OCSP response, in DER, to staple to a --cert; the first belongs to the first. "
+            "Read again when it changes.",
+        ),
+    ] = None,
     allow: Annotated[
         list[str] | None,
         typer.Option(
@@ -162,6 +179,8 @@ def _serve(  # noqa: PLR0917 - the command line names them all
         keys=key or (),
         named=sni or (),
         client_ca=client_ca,
+        client_crls=client_crl or (),
+        ocsp_staples=ocsp_staple or (),
         allow=allow or (),
         policy=policy,
         alpn=alpn or (),
@@ -207,6 +226,22 @@ def _connect(  # noqa: PLR0917 - the command line names them all
     ] = None,
     key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key.")] = None,
     alpn: _Protocols = None,
+    crl: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Refuse a server that was revoked: a CRL, in PEM or DER, of each authority above "
+            "it. Repeat it for more.",
+        ),
+    ] = None,
+    require_ocsp: Annotated[
+        bool,
+        typer.Option(
+            "--require-ocsp",
+            help="Refuse a server that staples no OCSP response. One that is stapled is checked "
+            "in any case.",
+        ),
+    ] = False,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long connecting may take.")
     ] = 10.0,
@@ -230,6 +265,8 @@ def _connect(  # noqa: PLR0917 - the command line names them all
         certificate=cert,
         key=key,
         alpn=alpn or (),
+        crls=crl or (),
+        require_ocsp=require_ocsp,
         timeout_seconds=timeout,
         quiet=quiet,
     )

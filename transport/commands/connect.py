@@ -29,6 +29,7 @@ from transport.commands.addresses import parse_address
 from transport.credentials import CredentialFiles
 from transport.errors import APIMisuse
 from transport.policy import ProtocolVersion, get_policy
+from transport.revocation import StaplePolicy, read_crl_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +54,8 @@ def run(
     certificate: Path | None,
     key: Path | None,
     alpn: Sequence[str],
+    crls: Sequence[Path],
+    require_ocsp: bool,
     timeout_seconds: float,
     quiet: bool,
 ) -> int:
@@ -68,6 +71,8 @@ def run(
         credential=_credential(certificate, key),
         policy=get_policy(policy),
         alpn_protocols=tuple(alpn),
+        crls=read_crl_files(crls) if crls else None,
+        staples=StaplePolicy.REQUIRE if require_ocsp else StaplePolicy.CHECK,
         timeout_seconds=timeout_seconds,
     ) as connection:
         if not quiet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -47,6 +48,8 @@ def run(
     keys: Sequence[Path],
     named: Sequence[str],
     client_ca: Path | None,
+    client_crls: Sequence[Path],
+    ocsp_staples: Sequence[Path],
     allow: Sequence[str],
     policy: str,
     alpn: Sequence[str],
@@ -62,11 +65,12 @@ def run(
     chosen = Engine(engine)
     settings = ServerSettings(
         handler=_handler(application, chosen, limits),
-        credentials=_credentials(certificates, keys, named),
+        credentials=_credentials(certificates, keys, named, ocsp_staples),
         engine=chosen,
         workers=workers,
         policy=get_policy(policy),
         client_anchors=client_ca,
+        client_crls=tuple(client_crls),
         authorization=_authorization(allow),
         alpn_protocols=tuple(alpn) or (("http/1.1",) if application == "http" else ()),
         unknown_name=UnknownName.REFUSE if refuse_unknown_names else UnknownName.DEFAULT,
@@ -89,16 +93,26 @@ def _handler(application: str, engine: Engine, limits: Limits) -> Handler | Bloc
 
 
 def _credentials(
-    certificates: Sequence[Path], keys: Sequence[Path], named: Sequence[str]
+    certificates: Sequence[Path],
+    keys: Sequence[Path],
+    named: Sequence[str],
+    ocsp_staples: Sequence[Path],
 ) -> tuple[ServedCredential, ...]:
     if len(certificates) != len(keys):
         raise APIMisuse(
             f"{len(certificates)} certificates and {len(keys)} keys were given",
             advice="give one --key for each --cert, in the same order",
         )
+    if len(ocsp_staples) > len(certificates):
+        raise APIMisuse(
+            f"{len(ocsp_staples)} staples and {len(certificates)} certificates were given",
+            advice="give one --ocsp-staple for a --cert, in the same order",
+        )
+    for staple in ocsp_staples:
+        staple.stat()  # a missing one costs a running server nothing, but at the start it is a typo
     served = [
-        ServedCredential(CredentialFiles(certificate, key))
-        for certificate, key in zip(certificates, keys, strict=True)
+        ServedCredential(CredentialFiles(certificate, key), ocsp_staple=staple)
+        for certificate, key, staple in zip_longest(certificates, keys, ocsp_staples)
     ]
     for text in named:
         name, equals, files = text.partition("=")
