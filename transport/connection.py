@@ -6,7 +6,9 @@ memory. It never waits: an operation that cannot go on says which direction it w
 in `poll(2)`, `transport.stream` in the event loop; all rules about TLS itself live here, once.
 
 **States.** A core is *new* until its handshake ends, then *open*; an error makes it *failed* for
-good, and every later call raises that same error. There is no way from *new* to the first
+good, and every later call raises that error anew. What is kept is how to make it, not the error
+itself: one that was raised refers to the frames that it went through and they to this object, so
+that its memory would be free at a collection only. There is no way from *new* to the first
 application byte around `handshake`: `read` and `write` refuse until the negotiated parameters have
 been checked (`transport.negotiated`) and `negotiated` holds the proof.
 
@@ -54,8 +56,6 @@ to that.
 from __future__ import annotations
 
 import contextlib
-import copy
-import errno
 import os
 import socket
 from enum import Enum
@@ -82,6 +82,8 @@ from transport.sessions import require_valid_certificate
 from transport.translation import is_plain_http
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transport.authorization import AuthorizedPeer
     from transport.context import EndpointContext
     from transport.negotiated import NegotiatedSession
@@ -107,7 +109,6 @@ _PLAIN_HTTP_ANSWER: Final = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain\r\n"
     b"Content-Length: 40\r\n\r\nThis port speaks TLS: use https:// here\n"
 )
-_GONE: Final = frozenset({-1, errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED})
 
 
 class Want(Enum):
@@ -154,7 +155,7 @@ class TLSCore:
         self._transport = transport
         self._negotiated: NegotiatedSession | None = None
         self._authorized_peer: AuthorizedPeer | None = None
-        self._failure: TransportError | None = None
+        self._failure: Callable[[], TransportError] | None = None
         self._sent_close_notify = False
         self._write_pending = False
         self._last_words = b""
@@ -231,7 +232,7 @@ class TLSCore:
         except SSL.Error as error:
             self._fail(error)
         if result:
-            return _WANTS[result]
+            return self._wants(result)
         try:
             negotiated = verify_negotiated(
                 read_handshake_facts(self._connection),
@@ -246,7 +247,7 @@ class TLSCore:
                 self._authorized_peer = self._endpoint.authorization.authorize(negotiated)
         except (PolicyViolation, PeerNotAuthorized, CertificateRejected) as refusal:
             refusal.alert_sent = self._send_fatal_alert()
-            self._failure = refusal
+            self._failure = refusal.recipe()
             raise
         self._negotiated = negotiated
         openssl.watch_messages(self._connection)
@@ -265,15 +266,15 @@ class TLSCore:
         while True:
             try:
                 result = openssl.read(self._connection, min(limit_bytes, MAX_RECORD_BYTES))
-            except SSL.ZeroReturnError:
-                return b""
             except SSL.Error as error:
                 self._fail(error)
-            if not isinstance(result, int):
+            if isinstance(result, bytes):
                 self._messages = 0
                 return result
+            if result == openssl.CLOSE_NOTIFY:
+                return b""
             if not self._goes_on(result):
-                return _WANTS[result]
+                return self._wants(result)
 
     def read_into(self, buffer: memoryview) -> int | Want:
         """Read plaintext into `buffer` and return its length; zero on close_notify, else as `read`.
@@ -286,17 +287,17 @@ class TLSCore:
         while True:
             try:
                 result = openssl.read_into(self._connection, buffer)
-            except SSL.ZeroReturnError:
-                return 0
             except SSL.Error as error:
                 self._fail(error)
             if result > 0:
                 self._messages = 0
                 return result
+            if result == -openssl.CLOSE_NOTIFY:
+                return 0
             if not self._goes_on(-result):
-                return _WANTS[-result]
+                return self._wants(-result)
 
-    def _goes_on(self, want: int) -> bool:
+    def _goes_on(self, outcome: int) -> bool:
         """Return whether to read on at once after a read without data, counting messages."""
         if not openssl.take_notice(self._connection):
             return False
@@ -304,14 +305,15 @@ class TLSCore:
             self._tickets.look(self._connection)
         self._messages += 1
         if self._messages > _MAX_MESSAGES_WITHOUT_DATA:
-            self._failure = PeerMisbehaved(
+            failure = PeerMisbehaved(
                 "the peer sent many messages of TLS itself (KeyUpdate, tickets) and no data",
                 advice="look for a broken or hostile peer",
                 # Inside a write half done an alert would be garbage.
                 alert_sent=None if self._write_pending else self._send_fatal_alert(),
             )
-            raise self._failure
-        return want == openssl.WANT_READ
+            self._failure = failure.recipe()
+            raise failure
+        return outcome == openssl.WANT_READ
 
     def write(self, data: bytes | memoryview) -> int | Want:
         """Send `data`, at most `MAX_WRITE_BYTES`, whole; return its length.
@@ -329,7 +331,7 @@ class TLSCore:
         except SSL.Error as error:
             self._fail(error, writing=True)
         self._write_pending = result < 0
-        return result if result > 0 else _WANTS[-result]
+        return result if result > 0 else self._wants(-result)
 
     def close_notify(self) -> Want | None:
         """Say that no more data comes, if that can still be said; None when done.
@@ -367,6 +369,8 @@ class TLSCore:
             except SSL.Error:
                 openssl.clear_error_queue()
                 return False
+            if result in (openssl.CLOSE_NOTIFY, openssl.GONE):
+                return False
             if isinstance(result, int):
                 if not openssl.take_notice(self._connection):
                     break
@@ -379,16 +383,12 @@ class TLSCore:
         if self._failure is not None or not self._sent_close_notify:
             self._discard_tickets()
         if self._failure is None:
-            self._failure = APIMisuse("the connection is closed", advice="open a new one")
-        else:
-            # One that was raised refers to the frames it went through, and they to this object: a
-            # copy has no traceback, so that the memory is free now and not at a collection.
-            self._failure = copy.copy(self._failure)
+            self._failure = _closed
 
     def fail(self, error: TransportError) -> None:
         """Make the connection failed for a reason found outside, such as a deadline."""
         if self._failure is None:
-            self._failure = error
+            self._failure = error.recipe()
             self._discard_tickets()
 
     def _discard_tickets(self) -> None:
@@ -437,42 +437,41 @@ class TLSCore:
 
     def _require_not_failed(self) -> None:
         if self._failure is not None:
-            raise self._failure.with_traceback(None)
+            raise self._failure()
 
     def _require_open(self) -> None:
         self._require_not_failed()
         if self._negotiated is None:
             raise APIMisuse("the handshake is not done yet", advice="call do_handshake() first")
 
+    def _wants(self, outcome: int) -> Want:
+        """Turn an outcome of `transport.openssl` that is no success into what to wait for."""
+        want = _WANTS.get(outcome)
+        if want is not None:
+            return want
+        if outcome == openssl.CLOSE_NOTIFY:
+            self._failure = _ended_in_handshake
+        else:
+            established = self._negotiated is not None
+            self._failure = _truncated if established else _truncated_handshake
+        self._discard_tickets()
+        raise self._failure()
+
     def _fail(self, error: SSL.Error, *, writing: bool = False) -> NoReturn:
         if isinstance(error, SSL.SysCallError):
             number = error.args[0]
-            if number not in _GONE:
-                raise OSError(number, os.strerror(number)) from error
-            when = "" if self._negotiated is not None else " during the handshake"
-            self._failure = TruncatedStream(
-                f"the peer closed the connection{when} without close_notify",
-                advice="treat what was read as incomplete"
-                if self._negotiated is not None
-                else "look into the peer's log for the reason",
-            )
-        elif isinstance(error, SSL.ZeroReturnError):
-            self._failure = TruncatedStream(
-                "the peer said close_notify during the handshake",
-                advice="look into the peer's log for the reason",
-                alert_received=AlertDescription.close_notify,
-            )
-        else:
-            refusal = refusal_of(self._connection)
-            self._failure = (
-                openssl.error_of_connection(self._connection, error, writing=writing)
-                if refusal is None
-                else refusal.error()
-            )
-            if self._endpoint.server_side and is_plain_http(error):
-                self._answer_plain_http()
+            raise OSError(number, os.strerror(number)) from error
+        refusal = refusal_of(self._connection)
+        failure = (
+            openssl.error_of_connection(self._connection, error, writing=writing)
+            if refusal is None
+            else refusal.error()
+        )
+        if self._endpoint.server_side and is_plain_http(error):
+            self._answer_plain_http()
+        self._failure = failure.recipe()
         self._discard_tickets()
-        raise self._failure from error
+        raise failure from error
 
     def _answer_plain_http(self) -> None:
         """Say it in the client's own language: an alert would mean nothing to it."""
@@ -494,6 +493,32 @@ class TLSCore:
         except OSError:
             return None
         return description if sent == len(record) else None
+
+
+def _closed() -> TransportError:
+    return APIMisuse("the connection is closed", advice="open a new one")
+
+
+def _truncated() -> TransportError:
+    return TruncatedStream(
+        "the peer closed the connection without close_notify",
+        advice="treat what was read as incomplete",
+    )
+
+
+def _truncated_handshake() -> TransportError:
+    return TruncatedStream(
+        "the peer closed the connection during the handshake without close_notify",
+        advice="look into the peer's log for the reason",
+    )
+
+
+def _ended_in_handshake() -> TransportError:
+    return TruncatedStream(
+        "the peer said close_notify during the handshake",
+        advice="look into the peer's log for the reason",
+        alert_received=AlertDescription.close_notify,
+    )
 
 
 def prepare_socket(transport: socket.socket) -> None:

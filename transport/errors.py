@@ -12,6 +12,11 @@ the table that turns them into these types is `transport.translation`.
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "APIMisuse",
@@ -88,7 +93,12 @@ class TransportError(OSError):
         self.alert_sent = alert_sent
         self.alert_received = alert_received
 
-    def __reduce__(self) -> tuple[object, ...]:
+    def recipe(self) -> Callable[[], TransportError]:
+        """Return what makes this error anew, without the traceback and all that it keeps alive."""
+        rebuild, arguments = self.__reduce__()
+        return partial(rebuild, *arguments)
+
+    def __reduce__(self) -> tuple[Callable[..., TransportError], tuple[object, ...]]:
         # OSError's own reduction would call __init__ without the keyword arguments.
         return _rebuild, (
             type(self),

@@ -41,6 +41,7 @@ stale entry would turn a truncation into somebody else's error.
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Any, Final
 
 from OpenSSL import SSL
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
     from transport.errors import TransportError
 
 __all__ = [
+    "CLOSE_NOTIFY",
+    "GONE",
     "WANT_READ",
     "WANT_WRITE",
     "TicketSession",
@@ -106,6 +109,11 @@ _WEAKENING_OPTIONS: Final = {
 WANT_READ: Final = int(lib.SSL_ERROR_WANT_READ)
 WANT_WRITE: Final = int(lib.SSL_ERROR_WANT_WRITE)
 _WORKED_OFF: Final = object()
+CLOSE_NOTIFY: Final = int(lib.SSL_ERROR_ZERO_RETURN)
+GONE: Final = int(lib.SSL_ERROR_SYSCALL)
+_SSL_ERROR: Final = int(lib.SSL_ERROR_SSL)
+_END_OF_SOCKET: Final = int(lib.SSL_R_UNEXPECTED_EOF_WHILE_READING)
+_GONE_ERRORS: Final = frozenset({0, errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED})
 _allocate: Final = ffi.new_allocator(should_clear_after_alloc=False)
 _MODE_NO_AUTO_CHAIN: Final = 0x8  # ssl.h; not in the binding
 
@@ -339,62 +347,66 @@ def session_reused(connection: SSL.Connection) -> bool:
     return int(lib.SSL_session_reused(connection._ssl)) == 1
 
 
+# The calls of every connection. What else than success may come of them daily, they say by a value,
+# where pyOpenSSL raises: an exception costs more than some of the calls do, each handshake waits
+# twice, and many a peer leaves without a word. The values, all above zero:
+#
+# - `WANT_READ` and `WANT_WRITE`: repeat the call once the socket is ready for that;
+# - `CLOSE_NOTIFY`: the peer has ended its data;
+# - `GONE`: the connection ended without close_notify.
+#
+# Every other error is raised, as the methods of `SSL.Connection` raise it.
+
+
+def do_handshake(connection: SSL.Connection) -> int:
+    """Take the handshake further; 0 when done, else one of the values above."""
+    ssl = connection._ssl
+    lib.ERR_clear_error()
+    result = lib.SSL_do_handshake(ssl)
+    return 0 if result == 1 else _outcome(connection, ssl, result)
+
+
+def read(connection: SSL.Connection, limit_bytes: int) -> bytes | int:
+    """Return at most `limit_bytes` of plaintext, or one of the values above."""
+    ssl = connection._ssl
+    lib.ERR_clear_error()
+    buffer = _allocate("char[]", limit_bytes)
+    result = lib.SSL_read(ssl, buffer, limit_bytes)
+    return ffi.buffer(buffer, result)[:] if result > 0 else _outcome(connection, ssl, result)
+
+
 def read_into(connection: SSL.Connection, buffer: memoryview) -> int:
     """Read at most a record of plaintext into `buffer`, which must not be empty.
 
-    Returns the number of bytes, or minus `WANT_READ` or `WANT_WRITE`; raises what
-    `SSL.Connection.recv` raises of other errors.
+    Returns the number of bytes, or one of the values above, negated.
     """
     ssl = connection._ssl
     lib.ERR_clear_error()
     with ffi.from_buffer(buffer, require_writable=True) as target:
         result = int(lib.SSL_read(ssl, target, min(len(target), 0x7FFFFFFF)))
-    return result if result > 0 else -_want(connection, ssl, result)
-
-
-# The calls of every connection. They say that a connection has to wait by a value, where pyOpenSSL
-# raises: an exception costs more than some of the calls do, and each handshake waits twice.
-
-
-def do_handshake(connection: SSL.Connection) -> int:
-    """Take the handshake further; 0 when done, else `WANT_READ` or `WANT_WRITE`.
-
-    Raises what `SSL.Connection.do_handshake` raises of other errors.
-    """
-    ssl = connection._ssl
-    lib.ERR_clear_error()
-    result = lib.SSL_do_handshake(ssl)
-    return 0 if result == 1 else _want(connection, ssl, result)
-
-
-def read(connection: SSL.Connection, limit_bytes: int) -> bytes | int:
-    """Return at most `limit_bytes` of plaintext, or `WANT_READ` or `WANT_WRITE`.
-
-    Raises what `SSL.Connection.recv` raises of other errors.
-    """
-    ssl = connection._ssl
-    lib.ERR_clear_error()
-    buffer = _allocate("char[]", limit_bytes)
-    result = lib.SSL_read(ssl, buffer, limit_bytes)
-    return ffi.buffer(buffer, result)[:] if result > 0 else _want(connection, ssl, result)
+    return result if result > 0 else -_outcome(connection, ssl, result)
 
 
 def write(connection: SSL.Connection, data: bytes | memoryview) -> int:
-    """Send all of `data`, which must not be empty; its length, or `WANT_READ` or `WANT_WRITE`.
-
-    The wants are negative here. Raises what `SSL.Connection.send` raises of other errors.
-    """
+    """Send all of `data`, which must not be empty; its length, or one of the values negated."""
     ssl = connection._ssl
     lib.ERR_clear_error()
     with ffi.from_buffer(data) as source:
         result = int(lib.SSL_write(ssl, source, len(source)))
-    return result if result > 0 else -_want(connection, ssl, result)
+    return result if result > 0 else -_outcome(connection, ssl, result)
 
 
-def _want(connection: SSL.Connection, ssl: Any, result: int) -> int:
+def _outcome(connection: SSL.Connection, ssl: Any, result: int) -> int:
     error = int(lib.SSL_get_error(ssl, result))
-    if error not in (WANT_READ, WANT_WRITE):
-        connection._raise_ssl_error(ssl, result)
+    if error in (WANT_READ, WANT_WRITE, CLOSE_NOTIFY):
+        return error
+    if error == GONE:
+        if ffi.errno in _GONE_ERRORS:
+            return GONE
+    elif error == _SSL_ERROR and lib.ERR_GET_REASON(lib.ERR_peek_error()) == _END_OF_SOCKET:
+        lib.ERR_clear_error()
+        return GONE
+    connection._raise_ssl_error(ssl, result)
     return error
 
 
