@@ -42,47 +42,56 @@ if TYPE_CHECKING:
 __all__ = ["TLSListener", "connect", "wrap_listener", "wrap_socket"]
 
 
-class _WakeUp:
-    """Lets one thread wake all others that wait for a descriptor; once, and for good."""
+class _Doorbell:
+    """Waits for a listening socket, for one thread at a time, until it is silenced for good."""
 
-    def __init__(self) -> None:
+    def __init__(self, listener: socket.socket) -> None:
         self._reading_end, self._writing_end = os.pipe()
+        self._poll = select.poll()
+        self._poll.register(listener, select.POLLIN)
+        self._poll.register(self._reading_end, select.POLLIN)
         self._lock = threading.Lock()
-        self._waiting = 0
-        self._woken = False
+        self._waiting = False
+        self._silenced = False
 
     def __del__(self) -> None:
-        self.wake()
+        self.silence()
 
-    def wait(self, descriptor: int, timeout_seconds: float | None) -> None:
-        """Wait until the descriptor is readable, `wake` was called, or the time is up."""
+    def wait(self, deadline: float | None) -> None:
+        """Wait until the socket is readable, or `silence` was called. Raises `TimeoutError`."""
         with self._lock:
-            if self._woken:
+            if self._silenced:
                 return
-            self._waiting += 1
+            self._waiting = True
         try:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            poll.register(self._reading_end, select.POLLIN)
-            poll.poll(None if timeout_seconds is None else int(timeout_seconds * 1000) + 1)
+            # Rounded up, or the last millisecond would be a busy loop.
+            ready = self._poll.poll(
+                None if deadline is None else int(_remaining_seconds(deadline) * 1000) + 1
+            )
         finally:
             with self._lock:
-                self._waiting -= 1
+                self._waiting = False
                 self._close_if_unused()
+        if not ready:
+            raise TimeoutError("timed out")
 
-    def wake(self) -> None:
-        """Wake everyone; later calls do nothing."""
+    def silence(self) -> None:
+        """Wake the thread that waits; later waits return at once, and later calls do nothing."""
         with self._lock:
-            if not self._woken:
-                self._woken = True
+            if not self._silenced:
+                self._silenced = True
                 os.close(self._writing_end)  # the other end is readable from now on
                 self._close_if_unused()
 
     def _close_if_unused(self) -> None:
-        # Whoever waits still has the number in its poll set: the last one out closes it.
-        if self._woken and self._waiting == 0 and self._reading_end >= 0:
+        # Whoever waits has the number in its poll set.
+        if self._silenced and not self._waiting and self._reading_end >= 0:
             os.close(self._reading_end)
             self._reading_end = -1
+
+
+def _remaining_seconds(deadline: float) -> float:
+    return max(deadline - time.monotonic(), 0.0)
 
 
 class TLSListener:
@@ -107,7 +116,7 @@ class TLSListener:
         self._listener = listener
         self._endpoint = endpoint
         self._handshake_timeout_seconds = handshake_timeout_seconds
-        self._wake_up = _WakeUp()
+        self._doorbell = _Doorbell(listener)
         self._turn = threading.Lock()
         if listener.family in (socket.AF_INET, socket.AF_INET6):
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit
@@ -145,34 +154,25 @@ class TLSListener:
         return connection, address
 
     def _accept_transport(self) -> tuple[socket.socket, tuple[str, int]]:
-        try:
+        if self._timeout == 0:
             return self._listener.accept()
-        except BlockingIOError:
-            if self._timeout == 0:
-                raise
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         if not self._turn.acquire(timeout=-1 if self._timeout is None else self._timeout):
             raise TimeoutError("timed out")
         try:
-            return self._wait_for_transport(deadline)
+            while True:
+                # Waiting first costs less than the exception of an `accept` in vain, and next to
+                # nothing when somebody is there.
+                self._doorbell.wait(deadline)
+                with contextlib.suppress(BlockingIOError):  # another process was faster
+                    return self._listener.accept()
         finally:
             self._turn.release()
-
-    def _wait_for_transport(self, deadline: float | None) -> tuple[socket.socket, tuple[str, int]]:
-        while True:
-            with contextlib.suppress(BlockingIOError):
-                return self._listener.accept()
-            remaining_seconds = None if deadline is None else deadline - time.monotonic()
-            if remaining_seconds is not None and remaining_seconds <= 0:
-                raise TimeoutError("timed out")
-            descriptor = self._listener.fileno()
-            if descriptor >= 0:
-                self._wake_up.wait(descriptor, remaining_seconds)
 
     def close(self) -> None:
         """Stop listening; connections live on."""
         self._listener.close()
-        self._wake_up.wake()
+        self._doorbell.silence()
 
     def fileno(self) -> int:
         """Return the descriptor, or -1 once closed."""

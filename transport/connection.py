@@ -76,7 +76,6 @@ from transport.errors import (
     TransportError,
     TruncatedStream,
 )
-from transport.negotiated import verify_negotiated
 from transport.openssl_peers import refusal_of
 from transport.sessions import require_valid_certificate
 from transport.translation import is_plain_http
@@ -234,11 +233,7 @@ class TLSCore:
         if result:
             return self._wants(result)
         try:
-            negotiated = verify_negotiated(
-                read_handshake_facts(self._connection),
-                self._endpoint.policy,
-                require_peer_certificate=self._endpoint.require_peer_certificate,
-            )
+            negotiated = self._endpoint.judge(read_handshake_facts(self._connection))
             if negotiated.resumed and negotiated.peer_certificate is not None:
                 require_valid_certificate(negotiated.peer_certificate)
                 if self._endpoint.revocation is not None:

@@ -52,7 +52,7 @@ from OpenSSL import SSL, crypto
 from transport import openssl
 from transport.client_hello import parse_client_hello
 from transport.errors import APIMisuse, PolicyViolation
-from transport.negotiated import HandshakeFacts, key_strength
+from transport.negotiated import HandshakeFacts, key_strength, verify_negotiated
 from transport.openssl_peers import accept_staples, set_staple
 from transport.policy import (
     GROUPS,
@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from certs.revocation import RevocationLists
     from transport.authorization import Authorization
     from transport.key_log import KeyLog
+    from transport.negotiated import NegotiatedSession
     from transport.revocation import CRLFiles, PeerRevocation
     from transport.stapling import StapleSource
 
@@ -108,6 +109,7 @@ _SESSION_ID_CONTEXT_BYTES: Final = 32
 _SIGNALLING_SUITES: Final = frozenset({0x00FF, 0x5600})  # RFC 5746 and RFC 7507: not real suites
 _MAX_ALPN_PROTOCOL_BYTES: Final = 255
 _SHARED_CONTEXTS: Final = 16
+_MAX_JUDGED: Final = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,6 +127,25 @@ class EndpointContext:
     authorization: Authorization | None = None
     scope: Hashable = field(default=None, repr=False)
     revocation: PeerRevocation | None = None
+    _judged: dict[HandshakeFacts, NegotiatedSession] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    def judge(self, facts: HandshakeFacts) -> NegotiatedSession:
+        """Return the proof that a handshake stayed within the policy, or raise `PolicyViolation`.
+
+        The same facts have the same verdict, and of a server's clients most bring the same: what
+        passed once is looked up.
+        """
+        session = self._judged.get(facts)
+        if session is None:
+            session = verify_negotiated(
+                facts, self.policy, require_peer_certificate=self.require_peer_certificate
+            )
+            if len(self._judged) >= _MAX_JUDGED:  # names and certificates are the peers' choice
+                self._judged.clear()
+            self._judged[facts] = session
+        return session
 
     def checking(self, revocation: PeerRevocation | None) -> EndpointContext:
         """Return the same context for connections that check revocation in this way."""

@@ -25,6 +25,7 @@ checked here.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -39,8 +40,7 @@ __all__ = ["HandshakeFacts", "NegotiatedSession", "key_strength", "verify_negoti
 _ED25519_BITS = 256
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HandshakeFacts:
+class HandshakeFacts(NamedTuple):
     """What the TLS library reports of a finished handshake, not judged yet.
 
     `version`, `suite` and `group` are IANA's names where they are known to this package, else the
@@ -54,7 +54,7 @@ class HandshakeFacts:
     extended_main_secret: bool
     server_name: str | None = None
     alpn: str | None = None
-    peer_certificate: bytes | None = field(default=None, repr=False)
+    peer_certificate: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

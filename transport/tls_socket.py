@@ -190,7 +190,7 @@ class TLSSocket(SessionViews):
         with self._call_lock:
             data = self._core.read(limit_bytes)
         if isinstance(data, Want):
-            data = self._repeat(lambda: self._core.read(limit_bytes), self._deadline())
+            data = self._complete(data, lambda: self._core.read(limit_bytes), self._deadline())
         self._tickets_may_come = False
         return data
 
@@ -204,7 +204,7 @@ class TLSSocket(SessionViews):
         with self._call_lock:
             count = self._core.read_into(view)
         if isinstance(count, Want):
-            count = self._repeat(lambda: self._core.read_into(view), self._deadline())
+            count = self._complete(count, lambda: self._core.read_into(view), self._deadline())
         self._tickets_may_come = False
         return count
 
@@ -409,21 +409,37 @@ class TLSSocket(SessionViews):
         always_wait: bool = False,
     ) -> _Result:
         """Call until the operation is done, waiting between calls as the timeout allows."""
-        while True:
-            with self._call_lock:
-                result = operation()
-                descriptor = self._transport.fileno()
-            if not isinstance(result, Want):
-                return result
+        with self._call_lock:
+            result = operation()
+        if isinstance(result, Want):
+            return self._complete(result, operation, deadline, always_wait=always_wait)
+        return result
+
+    def _complete(
+        self,
+        want: Want,
+        operation: Callable[[], _Result | Want],
+        deadline: float | None,
+        *,
+        always_wait: bool = False,
+    ) -> _Result:
+        """Wait and call until an operation is done that wanted to wait when it was called first."""
+        result: _Result | Want = want
+        while isinstance(result, Want):
             remaining_seconds = None if deadline is None else deadline - time.monotonic()
             if remaining_seconds is not None and remaining_seconds <= 0:
                 raise TimeoutError("timed out")
             if self._timeout == 0 and not always_wait:
                 raise _WANT_ERRORS[result](f"the socket has to become {_BECOME[result]} first")
-            poll = select.poll()
-            poll.register(descriptor, _POLL_EVENTS[result])
-            # Rounded up, or the last millisecond would be a busy loop.
-            poll.poll(None if remaining_seconds is None else int(remaining_seconds * 1000) + 1)
+            descriptor = self._transport.fileno()
+            if descriptor >= 0:  # else the operation says that the connection is closed
+                poll = select.poll()
+                poll.register(descriptor, _POLL_EVENTS[result])
+                # Rounded up, or the last millisecond would be a busy loop.
+                poll.poll(None if remaining_seconds is None else int(remaining_seconds * 1000) + 1)
+            with self._call_lock:
+                result = operation()
+        return result
 
     # The TCP socket underneath
 

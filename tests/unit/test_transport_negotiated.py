@@ -326,14 +326,13 @@ def test_strong_facts_become_a_proof() -> None:
     ],
 )
 def test_one_weak_fact_is_enough(changes: dict[str, object]) -> None:
-    facts = dataclasses.replace(FACTS, **changes)  # type: ignore[arg-type] # varied on purpose
+    facts = FACTS._replace(**changes)  # type: ignore[arg-type] # varied on purpose
     with pytest.raises(PolicyViolation):
         verify_negotiated(facts, DEFAULT_POLICY, require_peer_certificate=False)
 
 
 def test_a_hybrid_group_on_tls_1_2_is_refused() -> None:
-    facts = dataclasses.replace(
-        FACTS,
+    facts = FACTS._replace(
         version="TLS 1.2",
         suite="TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
         group="X25519MLKEM768",
@@ -348,7 +347,7 @@ def test_a_missing_peer_certificate_is_refused_where_one_is_required() -> None:
 
 
 def test_a_peer_key_below_the_policys_size_is_refused(identity: Identity) -> None:
-    facts = dataclasses.replace(FACTS, peer_certificate=der(identity.credential.leaf))
+    facts = FACTS._replace(peer_certificate=der(identity.credential.leaf))
     verify_negotiated(facts, DEFAULT_POLICY, require_peer_certificate=True)
     strict: SecurityPolicy = dataclasses.replace(DEFAULT_POLICY, minimum_rsa_key_bits=3072)
     with pytest.raises(PolicyViolation, match="2048 bits"):
@@ -357,7 +356,7 @@ def test_a_peer_key_below_the_policys_size_is_refused(identity: Identity) -> Non
 
 @pytest.mark.parametrize("certificate", [b"", b"\x30\x00", b"nonsense"])
 def test_a_peer_certificate_that_cannot_be_judged_is_refused(certificate: bytes) -> None:
-    facts = dataclasses.replace(FACTS, peer_certificate=certificate)
+    facts = FACTS._replace(peer_certificate=certificate)
     with pytest.raises(PolicyViolation, match="cannot be judged"):
         verify_negotiated(facts, DEFAULT_POLICY, require_peer_certificate=True)
 
