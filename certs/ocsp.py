@@ -104,7 +104,8 @@ def build_ocsp_response(
 
     `signing_key` is the issuer's (in a store, ``store.signing_key(ca.name, ca.key_version)``), or,
     with `responder`, that of a delegated responder. `revoked_at` is for a revoked certificate
-    and no other. `identifier_hash` is SHA-1 unless given, which every client knows. Raises
+    and no other. `identifier_hash` is SHA-1 unless given, which every client knows.
+    producedAt is the system's time: the library leaves no choice. Raises
     `IssuanceError` for a key that is not the signer's, a responder without id-kp-OCSPSigning or of
     another issuer, and times without a zone or in the wrong order.
     """
