@@ -33,6 +33,7 @@ application = typer.Typer(
     help="Forward-secret TLS, with the evidence.",
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # tables of 80 columns cut long options and addresses short
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 application.add_typer(proof.commands)

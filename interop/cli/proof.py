@@ -14,14 +14,14 @@ commands = typer.Typer()
 _JSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-@commands.command("prove")
+@commands.command("prove", short_help="Record sessions, steal the keys, and show what opens.")
 def _prove(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Where the evidence goes; old evidence is replaced.")
     ] = Path("evidence"),
     payload: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="What the clients send.", show_default="64 KiB, random"),
+        typer.Option(metavar="FILE", help="What the clients send; 64 KiB at random unless given."),
     ] = None,
     handshakes: Annotated[
         int, typer.Option(metavar="N", help="Handshakes in the census of session keys.")
@@ -37,7 +37,7 @@ def _prove(
     return prove.run(out=out, payload=payload, handshakes=handshakes, as_json=as_json)
 
 
-@commands.command("verify")
+@commands.command("verify", short_help="Recompute every verdict of evidence, offline.")
 def _verify(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Evidence of `pfs prove`.")],
     fingerprint: Annotated[
@@ -57,10 +57,10 @@ def _verify(
     return verify.run(directory=directory, fingerprint=fingerprint, as_json=as_json)
 
 
-@commands.command("attack")
+@commands.command("attack", short_help="Try stolen keys on any capture, and say what opens.")
 def _attack(  # noqa: PLR0917 - the command line names them all
     captures: Annotated[
-        list[Path], typer.Argument(metavar="CAPTURE...", help="pcap or pcapng files.")
+        list[Path], typer.Argument(metavar="CAPTURE", help="pcap or pcapng files.")
     ],
     server_key: Annotated[
         list[Path] | None,

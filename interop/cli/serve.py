@@ -24,7 +24,12 @@ class _Engine(StrEnum):
 
 
 _Policy = Annotated[
-    str, typer.Option(metavar="NAME", help="What may be negotiated; `pfs policy list` shows them.")
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="What may be negotiated; `pfs policy list` shows the names, and which is the default.",
+        show_default=False,
+    ),
 ]
 _Protocols = Annotated[
     list[str] | None,
@@ -36,14 +41,16 @@ _Protocols = Annotated[
 def _serve(  # noqa: PLR0917 - the command line names them all
     application: Annotated[
         _Application,
-        typer.Argument(help="http answers GET / with 200; echo sends back what comes."),
+        typer.Argument(
+            metavar="APPLICATION", help="http answers GET / with 200; echo sends back what comes."
+        ),
     ],
     listen: Annotated[
         list[str] | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="Where to listen; may be repeated. A port alone is on 127.0.0.1.",
-            show_default="127.0.0.1:8443",
+            help="Where to listen, 127.0.0.1:8443 unless given; may be repeated. "
+            "A port alone is on 127.0.0.1.",
         ),
     ] = None,
     cert: Annotated[
@@ -116,14 +123,14 @@ def _serve(  # noqa: PLR0917 - the command line names them all
         typer.Option(
             metavar="N",
             min=1,
-            help="The same from one IPv4 address or IPv6 /64.",
-            show_default="no",
+            help="The same from one IPv4 address or IPv6 /64; any number unless given.",
         ),
     ] = None,
     handshakes_per_second: Annotated[
         float | None,
         typer.Option(
-            metavar="N", help="New connections a second, for each worker.", show_default="no limit"
+            metavar="N",
+            help="New connections a second, for each worker; any number unless given.",
         ),
     ] = None,
     handshake_timeout: Annotated[
@@ -138,7 +145,8 @@ def _serve(  # noqa: PLR0917 - the command line names them all
     lifetime: Annotated[
         float | None,
         typer.Option(
-            metavar="SECONDS", help="End a connection that is older.", show_default="no limit"
+            metavar="SECONDS",
+            help="End a connection that is older; none is too old unless given.",
         ),
     ] = None,
     drain_seconds: Annotated[
@@ -203,7 +211,7 @@ def _serve(  # noqa: PLR0917 - the command line names them all
     )
 
 
-@commands.command("connect")
+@commands.command("connect", short_help="Show what is negotiated, then pipe stdin and stdout.")
 def _connect(  # noqa: PLR0917 - the command line names them all
     address: Annotated[
         str, typer.Argument(metavar="HOST:PORT", help="The server; the port is 443 if left out.")
@@ -212,13 +220,12 @@ def _connect(  # noqa: PLR0917 - the command line names them all
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The authorities to trust, in PEM.",
-            show_default="the system's",
+            help="The authorities to trust, in PEM; the system's unless given.",
         ),
     ] = None,
     server_name: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Whom to expect and ask for.", show_default="the host"),
+        typer.Option(metavar="NAME", help="Whom to expect and ask for; the host unless given."),
     ] = None,
     policy: _Policy = "default",
     cert: Annotated[
@@ -251,9 +258,11 @@ def _connect(  # noqa: PLR0917 - the command line names them all
 ) -> int:
     """Show on stderr what is negotiated with a server, then pipe stdin and stdout.
 
-    The end of stdin is told to the server; what it still sends is written out.
+    The end of stdin is told to the server; what it still sends is written out. A server that ends
+    first is sent the rest of stdin all the same, as long as it takes it.
 
-    Exit status: 0 both sides ended properly, 2 bad input, no connection, or cut off.
+    Exit status: 0 both sides ended properly, 1 the server ended properly and before it took all of
+    stdin, 2 bad input, no connection, or cut off.
     """
     from transport.commands import connect  # noqa: PLC0415 - see the top of interop.cli
 

@@ -1,9 +1,15 @@
 """``pfs connect``: show what is negotiated with a server, then pipe standard input and output.
 
 **Ends.** The end of standard input is said to the server with close_notify (half-close), and what
-the server still sends is written out. When the server ends first, with close_notify and the end of
-TCP, there is nobody left to send to, and the command ends; after close_notify alone, the server may
-still be listening (RFC 9846 section 6.1), and sending goes on until the input ends.
+the server still sends is written out. When the server ends first, it may still be listening
+(RFC 9846 section 6.1), even with its direction of TCP ended: nothing tells such a server from one
+that is gone until something is sent to it. So sending goes on until the input ends or a write
+fails. A write that fails after a proper end means that input was left unsent, which is said, with
+exit status 1. While there is no input, TCP's keepalive asks instead, and knows within minutes.
+
+Two ends are the server's to make alone. On TLS 1.2, close_notify ends both directions (RFC 5246
+section 7.2.1). And nobody who types at a terminal wants to type on for a server that has ended its
+direction of TCP. Input that is there by then is left unsent.
 
 The thread receives, the main thread sends, so that neither waits for the other when both sides have
 more to say than the kernel buffers.
@@ -43,6 +49,8 @@ __all__ = ["run"]
 _BLOCK_BYTES: Final = 64 * 1024
 _STDIN, _STDOUT = 0, 1
 _DEFAULT_PORT: Final = 443
+_LAST_WORDS_SECONDS: Final = 1.0
+_KEEPALIVE_SECONDS: Final = 15
 
 
 def run(
@@ -61,7 +69,8 @@ def run(
 ) -> int:
     """Connect, show the session on stderr, pipe until both ends are done, and return 0.
 
-    Raises `TransportError`, `CertsError` and `OSError`.
+    Returns 1, saying so, if the server ended properly and before it took all of the input. Raises
+    `TransportError`, `CertsError` and `OSError`.
     """
     host, port = parse_address(address, default_port=_DEFAULT_PORT)
     with connect(
@@ -78,8 +87,14 @@ def run(
         if not quiet:
             sys.stderr.write(_describe(connection.negotiated, server_name or host))
             sys.stderr.flush()
-        _Pipe(connection).run()
-    return 0
+        pipe = _Pipe(connection)
+        if pipe.run():
+            return 0
+    sys.stderr.write(
+        "pfs: the server ended the session before all of standard input was sent; "
+        f"{pipe.sent_bytes} bytes were handed to the network, and it need not have taken them all\n"
+    )
+    return 1
 
 
 def _anchors(ca: Path | None) -> TrustAnchors:
@@ -129,38 +144,71 @@ class _Pipe:
 
     def __init__(self, connection: TLSSocket) -> None:
         self._connection = connection
+        self._half_closes = connection.negotiated.version == ProtocolVersion.TLS_1_3
         self._peer_is_done, self._peer_done = os.pipe()
         self._failure: OSError | None = None
+        self.sent_bytes = 0
 
-    def run(self) -> None:
-        """Pipe until both directions are done. Raises what receiving or sending raised."""
+    def run(self) -> bool:
+        """Pipe until both directions are done; return whether all input was sent, as far as seen.
+
+        Raises what receiving or sending raised.
+        """
         receiver = threading.Thread(target=self._receive, daemon=True)
         receiver.start()
         try:
-            if self._send():
-                receiver.join()
+            all_sent = self._send()
         except OSError:
             # The peer went away while we sent; what it said before that is the better reason.
-            receiver.join(1.0)
-            if self._failure is None:
+            receiver.join(_LAST_WORDS_SECONDS)
+            if self._failure is not None:
+                raise self._failure from None
+            if receiver.is_alive():
                 raise
+            return False  # after its proper end
+        _wait_until_readable(self._peer_is_done)
         if self._failure is not None:
             raise self._failure
+        return all_sent
 
     def _send(self) -> bool:
-        """Send standard input; return whether its end was reached, rather than the peer's."""
+        """Send standard input to its end, or while there is anyone to send to.
+
+        Returns whether all was taken, as far as can be seen: what was sent after the server's end
+        is doubtful until the connection turns out to have lived on.
+        """
         poll = select.poll()
         poll.register(_STDIN, select.POLLIN)
         poll.register(self._peer_is_done, select.POLLIN)
+        poll.register(self._connection.fileno(), select.POLLRDHUP)
+        peer_is_done = doubtful = False
         while True:
             ready = {descriptor for descriptor, _event in poll.poll()}
-            if self._peer_is_done in ready:
-                return False
-            data = os.read(_STDIN, _BLOCK_BYTES)
-            if not data:
-                self._connection.shutdown(socket.SHUT_WR)
-                return True
-            self._connection.sendall(data)
+            if not peer_is_done and ready != {_STDIN}:
+                # Its goodbye is read first: a write that fails would end the reading too.
+                _wait_until_readable(self._peer_is_done)
+                peer_is_done = True
+                if self._failure is not None or not self._may_still_listen():
+                    return not _has_input()
+                poll.unregister(self._peer_is_done)
+                poll.modify(self._connection.fileno(), 0)  # an error, or the end of both directions
+                _ask_whether_alive(self._connection)
+            elif _STDIN in ready:
+                data = os.read(_STDIN, _BLOCK_BYTES)
+                if not data:
+                    try:
+                        self._connection.shutdown(socket.SHUT_WR)
+                    except OSError:
+                        return not doubtful  # and if it was cut off, the receiver says so
+                    return True
+                self._connection.sendall(data)
+                self.sent_bytes += len(data)
+                doubtful = peer_is_done
+            else:  # the end of both directions
+                return not doubtful and not _has_input()
+
+    def _may_still_listen(self) -> bool:
+        return self._half_closes and not os.isatty(_STDIN)
 
     def _receive(self) -> None:
         try:
@@ -173,13 +221,29 @@ class _Pipe:
             os.close(self._peer_done)
 
     def _wait_for_the_end_of_tcp(self) -> None:
-        if self._connection.negotiated.version != ProtocolVersion.TLS_1_3:
-            return  # RFC 5246 section 7.2.1: close_notify ends both directions
         descriptor = self._connection.fileno()
-        if descriptor >= 0:
+        if self._half_closes and descriptor >= 0:
             poll = select.poll()
             poll.register(descriptor, select.POLLRDHUP)
             poll.poll()
+
+
+def _ask_whether_alive(connection: TLSSocket) -> None:
+    """Let TCP find out whether a peer that has ended its direction still holds the connection."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_SECONDS)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_SECONDS)
+
+
+def _wait_until_readable(descriptor: int, timeout_milliseconds: int | None = None) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(timeout_milliseconds))
+
+
+def _has_input() -> bool:
+    """Return whether standard input has data, without waiting; its end is none."""
+    return _wait_until_readable(_STDIN, 0) and bool(os.read(_STDIN, 1))
 
 
 def _write_all(data: bytes) -> None:
