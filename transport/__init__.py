@@ -40,6 +40,7 @@ from transport.policy import (
     get_policy,
     policy_names,
 )
+from transport.revocation import CRLFiles, StaplePolicy
 from transport.sessions import ClientSessions
 from transport.stream import TLSServer, open_connection, start_server
 from transport.tls_socket import TLSSocket, WantRead, WantWrite
@@ -52,6 +53,7 @@ __all__ = [
     "AlertReceived",
     "Authorization",
     "AuthorizedPeer",
+    "CRLFiles",
     "CertificateRejected",
     "ClientSessions",
     "DNSRule",
@@ -69,6 +71,7 @@ __all__ = [
     "ProtocolVersion",
     "SPKIRule",
     "SecurityPolicy",
+    "StaplePolicy",
     "TLSListener",
     "TLSServer",
     "TLSSocket",

@@ -7,13 +7,19 @@ import queue
 import socket
 import threading
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 import transport
 from certs.credential import Credential, TrustAnchors
+from certs.key_types import require_private_key
+from certs.ocsp import build_ocsp_response
+from certs.revocation import build_crl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,6 +35,8 @@ class Identities(NamedTuple):
     anchors: TrustAnchors
     foreign: Credential
     foreign_anchors: TrustAnchors
+    crl: bytes
+    staple: bytes
 
 
 class Echo(NamedTuple):
@@ -50,12 +58,19 @@ def issue(authority: trustme.CA, kind: trustme.KeyType) -> Credential:
 @pytest.fixture(scope="session")
 def identities() -> Identities:
     ours, foreign = (trustme.CA(key_type=trustme.KeyType.ECDSA) for _ in range(2))
+    ec = issue(ours, trustme.KeyType.ECDSA)
+    authority = x509.load_pem_x509_certificate(ours.cert_pem.bytes())
+    key = require_private_key(load_pem_private_key(ours.private_key_pem.bytes(), None))
+    now = datetime.now(UTC)
+    times = {"now": now, "next_update": now + timedelta(days=7)}
     return Identities(
-        ec=issue(ours, trustme.KeyType.ECDSA),
+        ec=ec,
         rsa=issue(ours, trustme.KeyType.RSA),
         anchors=TrustAnchors.from_pem(ours.cert_pem.bytes()),
         foreign=issue(foreign, trustme.KeyType.ECDSA),
         foreign_anchors=TrustAnchors.from_pem(foreign.cert_pem.bytes()),
+        crl=build_crl(authority, key, [], number=1, **times).public_bytes(Encoding.PEM),
+        staple=build_ocsp_response(ec.leaf, authority, key, **times),
     )
 
 

@@ -49,6 +49,8 @@ def desk(identities: Any, tmp_path: Path) -> Path:
         (tmp_path / f"{name}.pem").write_bytes(credential.certificates_pem())
         (tmp_path / f"{name}.key").write_bytes(credential.private_key_pem())
     (tmp_path / "ca.pem").write_bytes(identities.anchors.pem())
+    (tmp_path / "ca.crl").write_bytes(identities.crl)
+    (tmp_path / "staple.der").write_bytes(identities.staple)
     (tmp_path / "how_to.py").write_text(CODE + DRIVER, "utf-8")
     return tmp_path
 
@@ -130,6 +132,10 @@ SERVERS: dict[str, tuple[Callable[[int, Any], Any], dict[str, str]]] = {
     "serve_known_clients": (
         refuses_strangers,
         {"be_a_known_client": "O=trustme"},
+    ),
+    "serve_unless_revoked": (
+        refuses_strangers,
+        {"insist_on_good_standing": "HTTP/1.0 200 OK", "publish_list": "1 revoked"},
     ),
     "serve_with_uvicorn": (lambda port, identities: get(port, identities) == HYBRID, {}),
     "serve_with_hypercorn": (lambda port, identities: get(port, identities) == HYBRID, {}),
