@@ -4,19 +4,19 @@ Engines and supervisor call a method here for each thing that happens; what it i
 and how it is counted is decided in this one place. The rule is one line and one clear reason for
 each failure: whoever handles an error reports it here and nobody else does.
 
-**Refusals are summed up.** A refused connection costs its sender one packet, so a line for each
-would let anybody fill the disk. The first of a kind is logged at once, then at most one line a
-second of that kind, with how many more there were. The metrics count each one.
+**Floods are summed up.** Of refusals and failed handshakes, which cost a peer next to nothing, the
+first few of a kind in a second are written, and the others counted in one line: see
+`transport.server_floods`. The metrics count each one. What comes after a handshake has cost the peer
+a handshake, and is written line by line.
 """
 
 from __future__ import annotations
 
-import threading
-import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from transport.credentials import describe_credential
 from transport.errors import AlertDescription, TransportError
+from transport.server_floods import FloodGuard
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Meter", "NoMeter", "ServerEvents", "failure_facts", "peer_text"]
 
-_SUMMARY_SECONDS: Final = 1.0
+_MAX_REFUSALS: Final = 1  # lines of a kind in a second
+_MAX_FAILURES: Final = 10
 
 
 class Meter(Protocol):
@@ -91,24 +92,19 @@ class ServerEvents:
         self.log = log
         self.meter = meter
         self._log_connections = log_connections
-        self._lock = threading.Lock()
-        self._summaries: dict[str, tuple[float, int]] = {}  # reason: last line, refusals since
+        self._floods = FloodGuard(log)
+
+    def flush(self) -> None:
+        """Say what was left out of a flood until now; for the end of a server."""
+        self._floods.flush()
 
     # Connections
 
     def refused(self, address: object, reason: Refusal) -> None:
         """Report a connection turned away by a limit."""
         self.meter.refused(reason.value)
-        now = time.monotonic()
-        with self._lock:
-            last, unsaid = self._summaries.get(reason, (float("-inf"), 0))
-            if now - last < _SUMMARY_SECONDS:
-                self._summaries[reason] = (last, unsaid + 1)
-                return
-            self._summaries[reason] = (now, 0)
-        self.log.write(
-            "refused", peer=peer_text(address), reason=reason.value, more_since_last=unsaid or None
-        )
+        if self._floods.admits("refused", "reason", reason.value, most=_MAX_REFUSALS):
+            self.log.write("refused", peer=peer_text(address), reason=reason.value)
 
     def handshake_done(self, address: object, session: NegotiatedSession, seconds: float) -> None:
         """Report a handshake that passed its check and its authorization."""
@@ -128,13 +124,15 @@ class ServerEvents:
 
     def handshake_failed(self, address: object, error: OSError, seconds: float) -> None:
         """Report a handshake that failed, or whose peer was not authorized."""
-        self.meter.handshake_failed(type(error).__name__)
-        self.log.write(
-            "handshake_failed",
-            peer=peer_text(address),
-            seconds=round(seconds, 4),
-            **failure_facts(error),
-        )
+        kind = type(error).__name__
+        self.meter.handshake_failed(kind)
+        if self._floods.admits("handshake_failed", "kind", kind, most=_MAX_FAILURES):
+            self.log.write(
+                "handshake_failed",
+                peer=peer_text(address),
+                seconds=round(seconds, 4),
+                **failure_facts(error),
+            )
 
     def connection_cut(self, address: object, reason: str) -> None:
         """Report a connection that the server ended at a deadline."""

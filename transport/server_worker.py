@@ -126,6 +126,7 @@ async def _serve_in_loop(
     reloading.cancel()
     # The loop takes its handlers away when it closes, and another SIGTERM may be on its way.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
+    events.flush()
     events.log.write("drained")
 
 
@@ -163,6 +164,7 @@ def _serve_on_threads(
         engine.reload()
     events.log.write("draining", connections=engine.open_connections)
     engine.drain()
+    events.flush()
     events.log.write("drained")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ from transport.credentials import ServedCredential
 from transport.errors import AlertDescription, APIMisuse, PeerMisbehaved
 from transport.server import ServerSettings
 from transport.server_events import NoMeter, ServerEvents, failure_facts, peer_text
+from transport.server_floods import FloodGuard
 from transport.server_limits import Refusal
 from transport.server_log import JSONLinesLog
 
@@ -73,11 +75,57 @@ def test_a_flood_of_refusals_is_one_line_with_a_count() -> None:
         "too many connections",
         "too many handshakes a second",
     ]
-    last, unsaid = events._summaries[Refusal.TOO_MANY_CONNECTIONS]
-    assert unsaid == 999
-    events._summaries[Refusal.TOO_MANY_CONNECTIONS] = (last - 2.0, unsaid)
-    events.refused(("192.0.2.1", 1), Refusal.TOO_MANY_CONNECTIONS)
-    assert log.lines[-1][1]["more_since_last"] == 999
+    events.flush()
+    assert log.lines[2:] == [
+        ("refused", {"reason": "too many connections", "more_like_it": 999}),
+    ]
+
+
+class Failures(NoMeter):
+    """Counts handshakes that failed."""
+
+    count = 0
+
+    def handshake_failed(self, reason: str) -> None:
+        assert reason
+        self.count += 1
+
+
+def test_a_flood_of_failures_is_ten_lines_and_a_count() -> None:
+    log, meter = Recorded(), Failures()
+    events = ServerEvents(log, meter)
+    kinds = (PeerMisbehaved("it broke", advice="fix it"), ConnectionResetError(104, "reset"))
+    for port in range(1000):
+        for error in kinds:
+            events.handshake_failed(("192.0.2.1", port), error, 0.1)
+    assert meter.count == 2000
+    assert len(log.lines) == 20
+    assert all("peer" in fields for _event, fields in log.lines)
+    events.flush()
+    assert log.lines[20:] == [
+        ("handshake_failed", {"kind": kind, "more_like_it": 990})
+        for kind in ("PeerMisbehaved", "ConnectionResetError")
+    ]
+    events.handshake_failed(("192.0.2.1", 1), kinds[0], 0.1)
+    assert len(log.lines) == 23
+    assert "peer" in log.lines[-1][1]
+
+
+def test_what_was_left_out_is_said_without_another_event() -> None:
+    written = threading.Event()
+
+    class Noted(Recorded):
+        def write(self, event: str, /, **fields: object) -> None:
+            super().write(event, **fields)
+            if "more_like_it" in fields:
+                written.set()
+
+    log = Noted()
+    guard = FloodGuard(log, window_seconds=0.05)
+    assert [guard.admits("cut", "reason", "idle", most=1) for _ in range(5)] == [True] + [False] * 4
+    assert written.wait(20)
+    assert log.lines == [("cut", {"reason": "idle", "more_like_it": 4})]
+    assert guard.admits("cut", "reason", "idle", most=1)
 
 
 def test_errors_of_our_own_are_told_whole_and_those_of_others_without_their_text() -> None:
