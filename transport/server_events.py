@@ -6,8 +6,8 @@ each failure: whoever handles an error reports it here and nobody else does.
 
 **Floods are summed up.** Of refusals and failed handshakes, which cost a peer next to nothing, the
 first few of a kind in a second are written, and the others counted in one line: see
-`transport.server_floods`. The metrics count each one. What comes after a handshake has cost the peer
-a handshake, and is written line by line.
+`transport.server_floods`. The metrics count each one. What comes after a handshake has cost the
+peer a handshake, and is written line by line.
 """
 
 from __future__ import annotations

@@ -137,6 +137,10 @@ SERVERS: dict[str, tuple[Callable[[int, Any], Any], dict[str, str]]] = {
         refuses_strangers,
         {"insist_on_good_standing": "HTTP/1.0 200 OK", "publish_list": "1 revoked"},
     ),
+    "serve_resuming": (
+        lambda port, identities: ask(port, b"x\n", identities) == b"x\n",
+        {"come_back": f"False {HYBRID}\nTrue {HYBRID}\n"},
+    ),
     "serve_with_uvicorn": (lambda port, identities: get(port, identities) == HYBRID, {}),
     "serve_with_hypercorn": (lambda port, identities: get(port, identities) == HYBRID, {}),
     "serve_streams": (lambda port, identities: ask(port, b"x\n", identities) == b"x\n", {}),
