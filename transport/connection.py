@@ -76,7 +76,8 @@ from transport.errors import (
     TransportError,
     TruncatedStream,
 )
-from transport.openssl_peers import refusal_of
+from transport.openssl_peers import error_of_refusal
+from transport.server_names import ascii_hostname
 from transport.sessions import require_valid_certificate
 from transport.translation import is_plain_http
 
@@ -101,7 +102,6 @@ MAX_RECORD_BYTES: Final = 16 * 1024  # RFC 9846 section 5.1: plaintext in one re
 MAX_WRITE_BYTES: Final = 1024 * 1024  # what one call into the library is given at most
 _MAX_EXPORT_BYTES: Final = 255 * 32  # RFC 5869 section 2.3, for the shorter of the hashes in use
 _MAX_DISCARDED_BYTES: Final = 256 * 1024
-_MAX_HOSTNAME_CHARACTERS: Final = 253
 _MAX_READS_FOR_TICKETS: Final = 16
 _MAX_MESSAGES_WITHOUT_DATA: Final = 32
 _PLAIN_HTTP_ANSWER: Final = (
@@ -185,7 +185,7 @@ class TLSCore:
         try:
             address = ip_address(server_hostname)
         except ValueError:
-            name = _ascii_hostname(server_hostname)
+            name = ascii_hostname(server_hostname)
             self._connection.set_tlsext_host_name(name.encode("ascii"))
             openssl.expect_name(self._connection, name)
         else:
@@ -456,11 +456,8 @@ class TLSCore:
         if isinstance(error, SSL.SysCallError):
             number = error.args[0]
             raise OSError(number, os.strerror(number)) from error
-        refusal = refusal_of(self._connection)
-        failure = (
-            openssl.error_of_connection(self._connection, error, writing=writing)
-            if refusal is None
-            else refusal.error()
+        failure = error_of_refusal(self._connection) or openssl.error_of_connection(
+            self._connection, error, writing=writing
         )
         if self._endpoint.server_side and is_plain_http(error):
             self._answer_plain_http()
@@ -541,16 +538,3 @@ def close_politely(transport: socket.socket) -> None:
         pass
     finally:
         transport.close()
-
-
-def _ascii_hostname(name: str) -> str:
-    """Return the name as certificates spell it (IDNA A-labels), without a final dot."""
-    try:
-        encoded = name.rstrip(".").encode("idna").decode("ascii")
-    except UnicodeError as error:
-        raise APIMisuse(
-            f"{name!r} is not a host name", advice="pass a DNS name or an IP address"
-        ) from error
-    if not encoded or len(encoded) > _MAX_HOSTNAME_CHARACTERS or "\0" in encoded:
-        raise APIMisuse(f"{name!r} is not a host name", advice="pass a DNS name or an IP address")
-    return encoded

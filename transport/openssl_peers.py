@@ -45,7 +45,7 @@ __all__ = [
     "PeerRefusal",
     "accept_staples",
     "check_peer",
-    "refusal_of",
+    "error_of_refusal",
     "remembered_chain",
     "set_staple",
 ]
@@ -105,10 +105,10 @@ def check_peer(
         connection.request_ocsp()
 
 
-def refusal_of(connection: SSL.Connection) -> PeerRefusal | None:
-    """Return why a check of `check_peer` refused this connection's peer, if one did."""
+def error_of_refusal(connection: SSL.Connection) -> CertificateRejected | None:
+    """Return what to raise if a check of `check_peer` refused this connection's peer."""
     checks = _CHECKS.get(connection)
-    return None if checks is None else checks.refusal
+    return None if checks is None or checks.refusal is None else checks.refusal.error()
 
 
 @ffi.callback("int(int, X509_STORE_CTX *)", error=0)  # type: ignore[untyped-decorator] # cffi has no types

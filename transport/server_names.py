@@ -3,6 +3,8 @@
 RFC 6066 section 3 lets a client name the server it wants; RFC 9525 section 6.3 says what a wildcard
 covers: one whole leftmost label, never more. The table is asked from inside a handshake, so a
 lookup is two dictionary reads: the name itself, then the name with ``*`` for its first label.
+
+`ascii_hostname` is the client's side of it: the name that it asks for and expects.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from transport.errors import APIMisuse
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["NameTable", "normalize_name"]
+__all__ = ["NameTable", "ascii_hostname", "normalize_name"]
 
 _MAX_NAME_CHARACTERS: Final = 253
 _LABEL: Final = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
@@ -69,4 +71,17 @@ def normalize_name(name: str) -> str:
             f"{name!r} is not a server name",
             advice="give a DNS name, or one whose first label is *",
         )
+    return encoded
+
+
+def ascii_hostname(name: str) -> str:
+    """Return the name as certificates spell it (IDNA A-labels), without a final dot."""
+    try:
+        encoded = name.rstrip(".").encode("idna").decode("ascii")
+    except UnicodeError as error:
+        raise APIMisuse(
+            f"{name!r} is not a host name", advice="pass a DNS name or an IP address"
+        ) from error
+    if not encoded or len(encoded) > _MAX_NAME_CHARACTERS or "\0" in encoded:
+        raise APIMisuse(f"{name!r} is not a host name", advice="pass a DNS name or an IP address")
     return encoded

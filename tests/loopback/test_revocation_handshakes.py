@@ -7,6 +7,7 @@ its first read, on TLS 1.2 within the handshake.
 from __future__ import annotations
 
 import os
+import queue
 import threading
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,7 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 import transport
 from certs.credential import Credential, TrustAnchors
 from certs.errors import UnusableCRL, UnusableOCSPResponse
-from certs.ocsp import CertificateStatus, StatusProof, build_ocsp_response
+from certs.ocsp import CertificateStatus, StatusProof, build_ocsp_response, read_own_staple
 from certs.revocation import RevocationLists, RevokedCertificate, build_crl
 from transport.connection import TLSCore
 from transport.context import client_context, server_context
@@ -490,32 +491,46 @@ def test_a_file_is_read_again_when_it_changes_and_a_bad_one_keeps_the_old(
         assert len(failures) == total
 
 
-def test_a_callable_is_called_by_a_thread_again_and_again(world: World) -> None:
-    responses = [world.staple(world.server, life=timedelta(seconds=4 + one)) for one in range(3)]
-    failures: list[Exception] = []
-    called: list[threading.Event] = [threading.Event() for _ in responses]
+def fresh_staple(world: World, *, life_seconds: int) -> bytes:
+    now = datetime.now(UTC)
+    return world.staple(world.server, start=now, life=timedelta(seconds=life_seconds))
+
+
+def test_a_callable_is_called_by_a_thread_before_its_response_ends(world: World) -> None:
+    responses: list[bytes] = []
+    enough = threading.Event()
 
     def fetch() -> bytes:
-        index = next(i for i, event in enumerate(called) if not event.is_set() or i == 2)
-        called[index].set()
         assert threading.current_thread() is not threading.main_thread()
-        return responses[index]
+        responses.append(fresh_staple(world, life_seconds=4))
+        if len(responses) > 2:
+            enough.set()
+        return responses[-1]
 
-    stapler = Stapler(fetch, world.server, report=failures.append)
-    for event in called:
-        assert event.wait(DEADLINE_SECONDS)
+    stapler = Stapler(fetch, world.server)
+    assert enough.wait(DEADLINE_SECONDS)
     assert stapler.current() in responses
-    assert not failures
+
+
+def test_a_callable_that_fails_is_reported_and_costs_nothing(world: World) -> None:
+    reported: queue.Queue[Exception] = queue.Queue()
+
+    def fetch() -> bytes:
+        raise ConnectionRefusedError("the responder is down")
+
+    stapler = Stapler(fetch, world.server, report=reported.put)
+    assert isinstance(reported.get(timeout=DEADLINE_SECONDS), ConnectionRefusedError)
+    assert stapler.current() is None
 
 
 def test_a_response_that_ended_is_never_stapled(world: World) -> None:
     failures: list[Exception] = []
-    short = world.staple(world.server, life=timedelta(seconds=2))
+    short = fresh_staple(world, life_seconds=4)
     stapler = Stapler(short, world.server, report=failures.append)
-    deadline = datetime.now(UTC) + timedelta(seconds=DEADLINE_SECONDS)
+    ends = read_own_staple(short, world.server.chain, datetime.now(UTC)).next_update
     while stapler.current() is not None:
-        assert datetime.now(UTC) < deadline
-    assert datetime.now(UTC) >= NOW + timedelta(seconds=2)
+        assert datetime.now(UTC) < ends + timedelta(seconds=1)
+    assert datetime.now(UTC) >= ends
     assert stapler.current() is None
     assert len(failures) == 1
 
