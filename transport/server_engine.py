@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from transport.connection import close_politely
 from transport.errors import AlertDescription
+from transport.readiness import is_readable
 from transport.server_limits import ConnectionLedger, DeadlineHeap, client_key
 from transport.server_settings import Client, Handler, ServerSettings, WorkerState
 from transport.tls_stream import DEFAULT_LIMIT_BYTES, TLSStream, establish
@@ -192,6 +193,8 @@ class ServerEngine:
                 self._pause_accepting(error)
                 return
             self._admit(transport, address)
+            if not is_readable(listener):  # cheaper than the exception of an `accept` in vain
+                return
 
     def _admit(self, transport: socket.socket, address: tuple[str, int]) -> None:
         now = self._loop.time()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from transport.context import EndpointContext, server_context, shared_client_context
 from transport.policy import DEFAULT_POLICY, SecurityPolicy
+from transport.readiness import is_readable
 from transport.revocation import StaplePolicy
 from transport.sessions import connection_tickets
 from transport.tls_socket import DEFAULT_HANDSHAKE_TIMEOUT_SECONDS
@@ -295,6 +296,8 @@ class TLSServer:
             task = self._loop.create_task(self._serve(transport, address))
             self._tasks.add(task)
             task.add_done_callback(self._ended)
+            if not is_readable(listener):  # cheaper than the exception of an `accept` in vain
+                return
 
     async def _serve(self, transport: socket.socket, address: object) -> None:
         try:

@@ -5,17 +5,15 @@ asyncio transport, no protocol, and no copy of the ciphertext in Python. What th
 
 **Reading is on demand.** `read` asks the core; if the core wants to read, it waits until the
 descriptor is readable and asks again. Nothing is read ahead of the application, so TCP's own window
-is the back-pressure, and an idle connection holds no buffer. The descriptor stays registered
-with the loop between waits, since registering costs a system call; if it becomes readable while
-nobody waits, the callback unregisters it, or the loop would spin. A read that finds data does not
-wait, so one read in 64 lets others run before it takes anything: a peer that sent records of a byte
-fast enough had the loop for itself for a second.
+is the back-pressure, and an idle connection holds no buffer. The socket is registered once for all
+waits, in an epoll of ours: see `transport.readiness` for why, and for what that asks of us. A read
+that finds data does not wait, so one read in 64 lets others run before it takes anything: a peer
+that sent records of a byte fast enough had the loop for itself for a second.
 
-**Writing is buffered, a chunk at a time.** `write` takes the data and returns. Small writes of one
-turn of the loop are gathered and sent by one call; what reaches a record's size is sent at once.
-OpenSSL wants a write that had to wait repeated with the same bytes, so what is being sent is an
-immutable chunk that stays at the head of the queue until the core has taken all of it, and new data
-goes behind. `drain` sends what it can and waits while more than the high-water mark is queued.
+**Writing is buffered.** `write` takes the data and returns; see `transport.send_queue` for the
+order and the chunks. Small writes of one turn of the loop are sent by one call; what reaches a
+record's size is sent at once. `drain` sends what it can and waits while more than the high-water
+mark is queued.
 
 **Cancellation.** Every wait is a wait for readiness, and no byte is on its way while it lasts: a
 cancelled `read` has consumed nothing, and a cancelled `readexactly`, `readuntil` or `read(-1)`
@@ -37,20 +35,21 @@ read while another writes, and two that read at once are refused.
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
-from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self
 
 from transport.connection import (
     MAX_RECORD_BYTES,
-    MAX_WRITE_BYTES,
     TLSCore,
     Want,
     close_politely,
     prepare_socket,
 )
-from transport.errors import APIMisuse, HandshakeTimeout, TransportError
+from transport.errors import APIMisuse, HandshakeTimeout
+from transport.readiness import Readiness
+from transport.send_queue import SendQueue
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -111,29 +110,29 @@ class TLSStream:
 
     __slots__ = (
         "_buffer",
-        "_chunks",
-        "_closed",
+        "_closed_waiter",
         "_closing",
         "_core",
         "_ended",
         "_eof_requested",
+        "_finished",
         "_flush_scheduled",
-        "_gathered",
         "_limit_bytes",
         "_lingering",
         "_loop",
-        "_queued_bytes",
+        "_queue",
         "_read_waiter",
-        "_reader_registered",
+        "_readiness",
         "_reading",
+        "_registered",
         "_shutdown_timeout_seconds",
         "_shutdown_timer",
         "_tickets_may_come",
         "_transport",
         "_turn",
+        "_write_blocked",
         "_write_failure",
         "_write_waiters",
-        "_writer_registered",
     )
 
     def __init__(
@@ -153,17 +152,17 @@ class TLSStream:
         self._ended = False  # the peer said close_notify
         self._reading = False
         self._read_waiter: asyncio.Future[None] | None = None
-        self._reader_registered = False
-        self._chunks: deque[memoryview] = deque()
-        self._gathered = bytearray()  # small writes of this turn of the loop
-        self._queued_bytes = 0
+        self._readiness = Readiness.of_running_loop()
+        self._registered = False
+        self._queue = SendQueue()
         self._flush_scheduled = False
-        self._writer_registered = False
+        self._write_blocked = False
         self._write_waiters: list[asyncio.Future[None]] = []
         self._write_failure: OSError | None = None
         self._eof_requested = False
         self._closing = False
-        self._closed: asyncio.Future[None] = self._loop.create_future()
+        self._finished = False
+        self._closed_waiter: asyncio.Future[None] | None = None
         self._shutdown_timer: asyncio.TimerHandle | None = None
         self._tickets_may_come = core.is_client
         self._lingering = False
@@ -222,19 +221,26 @@ class TLSStream:
 
     async def handshake(self, timeout_seconds: float) -> None:
         """Do the handshake; `establish` has done it already on a stream that users hold."""
+        want = self._core.handshake()
+        if want is None:
+            return
+        timer = self._loop.call_later(timeout_seconds, self._handshake_timed_out)
         try:
-            async with asyncio.timeout(timeout_seconds):
-                while (want := self._core.handshake()) is not None:
-                    await (self._until_readable() if want is Want.READ else self._until_writable())
-        except TimeoutError as timeout:
-            if isinstance(timeout, TransportError):
-                raise
-            error = HandshakeTimeout(
+            while want is not None:
+                await (self._until_readable() if want is Want.READ else self._until_writable())
+                want = self._core.handshake()
+        finally:
+            timer.cancel()
+
+    def _handshake_timed_out(self) -> None:
+        self._core.fail(
+            HandshakeTimeout(
                 "the peer did not finish its handshake in time",
                 advice="look for a peer that does not speak TLS, or allow more time",
             )
-            self._core.fail(error)
-            raise error from None
+        )
+        self._wake_reader()  # the handshake goes on, and raises that
+        self._wake_writers()
 
     # Reading
 
@@ -322,20 +328,11 @@ class TLSStream:
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Queue `data` to be sent; follow with `drain`, or memory is the limit."""
         self._require_writable()
-        if len(data) < MAX_RECORD_BYTES:
-            self._gathered += data
-            self._queued_bytes += len(data)
-            if len(self._gathered) < MAX_RECORD_BYTES:
-                if not self._flush_scheduled and not self._writer_registered:
-                    self._flush_scheduled = True
-                    self._loop.call_soon(self._flush)
-                return
-        else:
-            self._seal_gathered()
-            # Bytes cannot change under us; anything else could before it is sent.
-            self._queue(memoryview(data if isinstance(data, bytes) else bytes(data)))
-            self._queued_bytes += len(data)
-        self._flush_unless_full()
+        if self._queue.add(data):
+            self._flush_unless_full()
+        elif not self._flush_scheduled and not self._write_blocked:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
 
     def writelines(self, data: list[bytes]) -> None:
         """Queue several pieces of data."""
@@ -348,19 +345,17 @@ class TLSStream:
         Raises the error of an earlier send.
         """
         self._flush_unless_full()
-        while self._write_failure is None and self._queued_bytes > _HIGH_WATER_BYTES:
+        while self._write_failure is None and self._queue.queued_bytes > _HIGH_WATER_BYTES:
             await self._until_writer_moves()
-        if self._write_failure is not None:
-            raise self._write_failure
+        self._raise_failure()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send `data` and wait until TCP has taken all of it."""
         self.write(data)
         self._flush_unless_full()
-        while self._write_failure is None and self._queued_bytes:
+        while self._write_failure is None and self._queue.queued_bytes:
             await self._until_writer_moves()
-        if self._write_failure is not None:
-            raise self._write_failure
+        self._raise_failure()
 
     def can_write_eof(self) -> bool:
         """Return True: TLS ends each direction by itself."""
@@ -373,23 +368,19 @@ class TLSStream:
             self._eof_requested = True
             self._flush_unless_full()
 
-    def _require_writable(self) -> None:
+    def _raise_failure(self) -> None:
         if self._write_failure is not None:
             raise self._write_failure
+        if self._finished:
+            raise APIMisuse("the connection is closed", advice="open a new one")
+
+    def _require_writable(self) -> None:
+        self._raise_failure()
         if self._closing or self._eof_requested:
             raise APIMisuse("this side has ended its data", advice="write before closing")
 
-    def _seal_gathered(self) -> None:
-        if self._gathered:
-            self._queue(memoryview(bytes(self._gathered)))
-            self._gathered.clear()
-
-    def _queue(self, view: memoryview) -> None:
-        for start in range(0, len(view), MAX_WRITE_BYTES):
-            self._chunks.append(view[start : start + MAX_WRITE_BYTES])
-
     def _flush_unless_full(self) -> None:
-        if not self._writer_registered:
+        if not self._write_blocked:
             self._flush()
 
     def _flush(self) -> None:
@@ -401,29 +392,20 @@ class TLSStream:
             want = self._send_queue()
         except OSError as error:
             self._write_failure = error
-            self._chunks.clear()
-            self._gathered.clear()
-            self._queued_bytes = 0
+            self._queue.clear()
             want = None
-        self._register_writer(wanted=want is not None)
+        self._write_blocked = want is not None
+        if want is not None:
+            self._register()
         self._wake_writers()
         if self._closing and want is None:
             self._finish_after_tickets()
 
     def _send_queue(self) -> Want | None:
-        while True:
-            if not self._chunks:
-                self._seal_gathered()
-            if not self._chunks:
-                break
-            sent = self._core.write(self._chunks[0])
-            if isinstance(sent, Want):
-                return sent
-            self._queued_bytes -= sent
-            self._chunks.popleft()
-        if self._eof_requested or self._closing:
+        want = self._queue.send(self._core)
+        if want is None and (self._eof_requested or self._closing):
             return self._core.close_notify()
-        return None
+        return want
 
     # Ending
 
@@ -433,15 +415,17 @@ class TLSStream:
 
     def close(self) -> None:
         """Send what is queued, say close_notify and close, within the shutdown timeout."""
-        if not self._closing:
-            self._closing = True
+        if self._closing:
+            return
+        self._closing = True
+        if self._write_failure is not None:
+            self._finish()
+        else:
+            self._flush_unless_full()
+        if not self._finished and self._shutdown_timer is None:
             self._shutdown_timer = self._loop.call_later(
                 self._shutdown_timeout_seconds, self._finish
             )
-            if self._write_failure is not None:
-                self._finish()
-            else:
-                self._flush_unless_full()
 
     def abort(self) -> None:
         """Close at once, without close_notify."""
@@ -461,7 +445,6 @@ class TLSStream:
             self._shutdown_timer.cancel()
         self._shutdown_timer = self._loop.call_later(_LINGER_SECONDS, self._finish)
         self._loop.add_reader(self._transport.fileno(), self._discard)
-        self._reader_registered = True
         try:
             self._transport.shutdown(socket.SHUT_WR)
         except OSError:
@@ -479,52 +462,61 @@ class TLSStream:
 
     async def wait_closed(self) -> None:
         """Wait until the connection is closed."""
-        await asyncio.shield(self._closed)
+        if self._finished:
+            return
+        if self._closed_waiter is None:
+            self._closed_waiter = self._loop.create_future()
+        await asyncio.shield(self._closed_waiter)
 
     def _finish(self) -> None:
-        if self._closed.done():
+        if self._finished:
             return
+        self._finished = True
         if self._shutdown_timer is not None:
             self._shutdown_timer.cancel()
         descriptor = self._transport.fileno()
-        if descriptor >= 0:
+        if self._lingering:
             self._loop.remove_reader(descriptor)
-            self._loop.remove_writer(descriptor)
-        self._reader_registered = self._writer_registered = False
+        if self._registered:
+            self._readiness.forget(descriptor)
         self._core.abandon()
         close_politely(self._transport)
-        self._chunks.clear()
-        self._gathered.clear()
-        self._queued_bytes = 0
-        if self._write_failure is None:
-            self._write_failure = APIMisuse("the connection is closed", advice="open a new one")
-        self._on_readable()
+        self._queue.clear()
+        self._write_blocked = False
+        self._wake_reader()
         self._wake_writers()
-        self._closed.set_result(None)
+        if self._closed_waiter is not None:
+            self._closed_waiter.set_result(None)
 
     # Readiness
 
+    def _register(self) -> None:
+        if not self._registered:
+            self._registered = True
+            self._readiness.register(self._transport.fileno(), self._on_ready)
+
+    def _on_ready(self, events: int) -> None:
+        if events != select.EPOLLOUT:
+            self._wake_reader()
+        if self._write_blocked:
+            self._flush()
+
     async def _until_readable(self) -> None:
-        waiter = self._read_waiter = self._loop.create_future()
-        if not self._reader_registered:
-            self._loop.add_reader(self._transport.fileno(), self._on_readable)
-            self._reader_registered = True
+        self._register()
+        self._read_waiter = self._loop.create_future()
         try:
-            await waiter
+            await self._read_waiter
         finally:
             self._read_waiter = None
 
-    def _on_readable(self) -> None:
+    def _wake_reader(self) -> None:
         waiter = self._read_waiter
-        if waiter is not None:
-            if not waiter.done():
-                waiter.set_result(None)
-        elif self._reader_registered:
-            self._loop.remove_reader(self._transport.fileno())
-            self._reader_registered = False
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     async def _until_writable(self) -> None:
-        self._register_writer(wanted=True)
+        self._register()
+        self._write_blocked = True
         await self._until_writer_moves()
 
     async def _until_writer_moves(self) -> None:
@@ -541,10 +533,3 @@ class TLSStream:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
-
-    def _register_writer(self, *, wanted: bool) -> None:
-        if wanted and not self._writer_registered:
-            self._loop.add_writer(self._transport.fileno(), self._flush)
-        elif not wanted and self._writer_registered:
-            self._loop.remove_writer(self._transport.fileno())
-        self._writer_registered = wanted

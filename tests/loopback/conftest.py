@@ -6,7 +6,7 @@ import asyncio
 import queue
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -171,7 +171,12 @@ class Exchange(NamedTuple):
 def blocking_exchange(address: tuple[str, int], payload: bytes, **options: Any) -> Exchange:
     with transport.connect(address, **options) as connection:
         connection.settimeout(DEADLINE_SECONDS)
-        sender = threading.Thread(target=connection.sendall, args=(payload,))
+
+        def send() -> None:
+            with suppress(OSError):  # receiving raises the same
+                connection.sendall(payload)
+
+        sender = threading.Thread(target=send)
         sender.start()
         received = bytearray()
         while len(received) < len(payload) and (data := connection.recv(1 << 20)):
