@@ -188,9 +188,9 @@ def blocking_exchange(address: tuple[str, int], payload: bytes, **options: Any) 
 def asyncio_exchange(address: tuple[str, int], payload: bytes, **options: Any) -> Exchange:
     async def main() -> Exchange:
         async with await transport.open_connection(*address, **options) as stream:
-            sender = asyncio.create_task(stream.send_all(payload))
-            received = await stream.readexactly(len(payload))
-            await sender
+            received, _ = await asyncio.gather(
+                stream.readexactly(len(payload)), stream.send_all(payload)
+            )
             return Exchange(stream.negotiated, received)
 
     return asyncio.run(asyncio.wait_for(main(), DEADLINE_SECONDS))
