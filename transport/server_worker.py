@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["report", "run_metrics", "run_worker"]
 
+_SAID: Final = ("reason", "advice")  # of a failure, to the supervisor
 _MAX_FAILURE_CHARACTERS: Final = 1000
 _RESERVED_DESCRIPTORS: Final = 32  # listening sockets, log, files being read anew
 
@@ -64,7 +65,8 @@ def run_worker(
         events.credentials_loaded(identity.load())
         _make_room(settings, events)
     except Exception as error:  # noqa: BLE001 - a credential's source may be anybody's code
-        report(control, failure=str(failure_facts(error)["reason"]))
+        facts = failure_facts(error)
+        report(control, failure="; ".join(str(facts[name]) for name in _SAID if name in facts))
         return 1
     if settings.engine is Engine.ASYNCIO:
         asyncio.run(_serve_in_loop(settings, listeners, control, identity, events))

@@ -127,6 +127,13 @@ PEERS: tuple[Peer, ...] = (
         roles=frozenset({Role.TOOL}),
         version_pattern=r"^ChromeDriver (\d+(?:\.\d+)+)",
     ),
+    Peer(
+        name="faketime",
+        executables=("faketime",),
+        debian_package="faketime",
+        roles=frozenset({Role.TOOL}),
+        version_pattern=r"faketime: Version (\d+(?:\.\d+)+)",
+    ),
 )
 
 _BY_NAME = {peer.name: peer for peer in PEERS}

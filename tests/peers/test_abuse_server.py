@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import sys
+import textwrap
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -18,9 +19,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 import transport
-from certs.credential import TrustAnchors
+from certs.credential import Credential, TrustAnchors
 from interop.peers.hostile import HostileClient
-from interop.peers.processes import ChildProcess, run_to_completion
+from interop.peers.processes import ChildProcess, PeerFailed, run_to_completion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -78,9 +79,10 @@ class Served:
             assert time.monotonic() < deadline
             time.sleep(0.01)  # a poll of other processes
 
-    def connect(self) -> transport.TLSSocket:
+    def connect(self, credential: Credential | None = None) -> transport.TLSSocket:
         client = transport.connect(
             self.address,
+            credential=credential,
             trust_anchors=self.anchors,
             server_hostname="localhost",
             timeout_seconds=DEADLINE_SECONDS,
@@ -327,3 +329,165 @@ def test_workers_killed_under_load_lose_what_they_held_and_nothing_else(
         assert sum(lost) <= clients * kills
         assert sum(answered) >= 20 * (kills + 1)
         assert {line["reason"] for line in server.log("died")} == {"signal SIGKILL"}
+
+
+class Clock:
+    """The wall clock of a process that runs under libfaketime; its monotonic clock is real."""
+
+    def __init__(self, faketime: Path, file: Path) -> None:
+        preloaded = run_to_completion(
+            faketime,
+            ["-f", "+0", "/bin/sh", "-c", 'echo "$LD_PRELOAD"'],
+            timeout_seconds=DEADLINE_SECONDS,
+        )
+        self._file = file
+        self.jump("+0")
+        self.environment = {
+            "LD_PRELOAD": preloaded.stdout.decode().strip(),
+            "FAKETIME_TIMESTAMP_FILE": str(file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def jump(self, offset: str) -> None:
+        whole = self._file.with_suffix(".new")
+        whole.write_text(offset + "\n")
+        whole.replace(self._file)
+
+
+@ENGINES
+def test_a_jump_of_the_clock_cuts_nobody_and_judges_certificates_by_the_new_time(
+    authority: Authority,
+    require_program: Callable[[str], Program],
+    tmp_path: Path,
+    engine: str,
+) -> None:
+    clock = Clock(require_program("faketime").path, tmp_path / "offset")
+    mutual = Credential.from_pem(
+        authority.client.certificate_chain.read_bytes(), authority.client.private_key.read_bytes()
+    )
+    arguments = ["--client-ca", str(authority.ca_file), "--idle-timeout", "600"]
+    arguments += ["--handshake-timeout", "600", "--engine", engine]
+    with serve(authority, "echo", *arguments, environment=clock.environment) as server:
+
+        def round_trip(client: transport.TLSSocket) -> None:
+            client.sendall(b"still there?")
+            assert client.recv(100) == b"still there?"
+
+        stalled = socket.create_connection(server.address)
+        with stalled, server.connect(credential=mutual) as early:
+            round_trip(early)
+            for years in (1000, -40):  # test certificates are good from 2000 to 3000
+                clock.jump(f"{years:+}y")
+                with pytest.raises(OSError), server.connect(credential=mutual) as late:  # noqa: PT011 - the alert, or a reset after it
+                    late.recv(1)
+                round_trip(early)  # no deadline is over because of it
+            failures = server.wait_for("handshake_failed", 2)
+            assert [str(line["reason"]).partition(": ")[2][:24] for line in failures] == [
+                "certificate has expired",
+                "certificate is not yet v",
+            ]
+            assert [str(line["time"])[:2] for line in failures] == ["22", "19"]  # it did jump
+            clock.jump("+0")
+            with server.connect(credential=mutual) as again:
+                round_trip(again)
+            round_trip(early)
+        assert not server.log("cut")
+        server.wait_for("handshake_failed", 3)  # the stalled one, which ended by itself
+
+
+HOSTILE = """
+    openssl_conf = everything
+    [everything]
+    ssl_conf = endpoints
+    [endpoints]
+    system_default = weak
+    [weak]
+    MinProtocol = TLSv1
+    CipherString = ALL:@SECLEVEL=0
+    Ciphersuites = TLS_AES_128_CCM_SHA256
+    Groups = ffdhe2048:P-521
+    SignatureAlgorithms = RSA+SHA1
+    NumTickets = 8
+    """
+OPTION = HOSTILE + "    Options = AllowNoDHEKEX,UnsafeLegacyRenegotiation\n"
+# Code that is not there; who can name code that is there owns the process anyway.
+LOADS = (
+    HOSTILE.replace("ssl_conf = endpoints", "ssl_conf = endpoints\n    providers = them")
+    + """
+    [them]
+    mine = loaded
+    [loaded]
+    module = /nonexistent/module.so
+    activate = 1
+    """
+)
+WHAT_A_BARE_CONTEXT_OFFERS = """
+from OpenSSL import SSL
+print(SSL.Connection(SSL.Context(SSL.TLS_METHOD)).get_cipher_list()[0])
+"""
+
+
+def configured(text: str, folder: Path) -> dict[str, str]:
+    path = folder / "openssl.cnf"
+    path.write_text(textwrap.dedent(text))
+    return {"OPENSSL_CONF": str(path)}
+
+
+@pytest.mark.parametrize("text", [HOSTILE, LOADS], ids=["settings", "a provider too"])
+@ENGINES
+def test_a_hostile_configuration_file_weakens_no_server(
+    authority: Authority,
+    require_program: Callable[[str], Program],
+    tmp_path: Path,
+    engine: str,
+    text: str,
+) -> None:
+    openssl = require_program("openssl")
+    environment = configured(text, tmp_path)
+    # The control: the file does reach the library, and moves a context that sets nothing itself.
+    bare = run_to_completion(
+        Path(sys.executable),
+        ["-c", WHAT_A_BARE_CONTEXT_OFFERS],
+        timeout_seconds=DEADLINE_SECONDS,
+        extra_environment=environment,
+    )
+    assert bare.stdout == b"TLS_AES_128_CCM_SHA256\n"
+    with serve(authority, "echo", "--engine", engine, environment=environment) as server:
+        for attempt in (
+            ["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"],
+            ["-tls1_2", "-cipher", "AES128-SHA:AES128-GCM-SHA256"],
+            ["-tls1_3", "-groups", "ffdhe2048"],
+            ["-tls1_3", "-ciphersuites", "TLS_AES_128_CCM_SHA256"],
+        ):
+            done = run_to_completion(
+                openssl.path,
+                ["s_client", "-connect", f"127.0.0.1:{server.address[1]}", *attempt],
+                timeout_seconds=DEADLINE_SECONDS,
+            )
+            assert b"alert" in done.stderr, attempt
+        assert len(server.wait_for("handshake_failed", 4)) == 4
+        with server.connect() as client:
+            assert client.negotiated.group == "X25519MLKEM768"
+            assert client.negotiated.suite != "TLS_AES_128_CCM_SHA256"
+
+
+def test_a_configuration_file_with_options_that_stay_ends_the_start(
+    authority: Authority, tmp_path: Path
+) -> None:
+    environment = configured(OPTION, tmp_path)
+    with pytest.raises(PeerFailed), serve(authority, "echo", environment=environment):
+        pass
+    done = run_to_completion(
+        PFS,
+        [
+            *("serve", "echo", "--listen", "0", "--cert", str(authority.ec.certificate_chain)),
+            *("--key", str(authority.ec.private_key)),
+        ],
+        timeout_seconds=DEADLINE_SECONDS,
+        extra_environment=environment,
+    )
+    assert done.exit_code == 2
+    (line,) = [one for one in done.stderr.decode().splitlines() if not one.startswith("{")]
+    assert "OPENSSL_CONF" in line
+    assert "ALLOW_NO_DHE_KEX" in line

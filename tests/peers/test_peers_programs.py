@@ -85,6 +85,7 @@ def test_packages_of_debian_and_ubuntu() -> None:
             "chromium",
             "chromium-driver",
             "curl",
+            "faketime",
             "gnutls-bin",
             "nginx",
             "openssl",
