@@ -22,6 +22,8 @@ from certs.errors import CorruptEnvelope, KeyNotExportable, WrongPurpose
 from certs.key_types import PrivateKey, PublicKey
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric.padding import AsymmetricPadding
     from cryptography.utils import Buffer
@@ -42,11 +44,15 @@ _Public = TypeVar("_Public", bound=PublicKey)
 
 @dataclass(frozen=True, slots=True)
 class KeyHandle:
-    """How a signing key reaches its store: `unseal` opens the private key for one call."""
+    """How a signing key reaches its store.
+
+    `opened`, given the data, is a context: it yields the private key, and when it ends the
+    signature is admitted. Nothing is returned to the caller before that.
+    """
 
     name: str
     version: int
-    unseal: Callable[[], PrivateKey]
+    opened: Callable[[bytes], AbstractContextManager[PrivateKey]]
     witness: Witness | None
 
 
@@ -87,11 +93,11 @@ class _InStore(Generic[_Public]):
         del encoding, format, encryption_algorithm
         self._refuse_export()
 
-    def _opened_for(self, data: bytes) -> PrivateKey:
-        """Show the data to the witness, then open the private key."""
+    def _opened_for(self, data: bytes) -> AbstractContextManager[PrivateKey]:
+        """Show the data to the witness, then open the private key for the length of a block."""
         if self._handle.witness is not None:
             self._handle.witness(data)
-        return self._handle.unseal()
+        return self._handle.opened(data)
 
     def _described(self) -> str:
         return f"{self._handle.name!r} version {self._handle.version}"
@@ -127,10 +133,10 @@ class StoreECPrivateKey(_InStore[ec.EllipticCurvePublicKey], ec.EllipticCurvePri
     def sign(self, data: Buffer, signature_algorithm: ec.EllipticCurveSignatureAlgorithm) -> bytes:
         """Sign inside the store."""
         message = bytes(data)
-        key = self._opened_for(message)
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            self._refuse_type()
-        return key.sign(message, signature_algorithm)
+        with self._opened_for(message) as key:
+            if not isinstance(key, ec.EllipticCurvePrivateKey):
+                self._refuse_type()
+            return key.sign(message, signature_algorithm)
 
     def exchange(self, algorithm: ec.ECDH, peer_public_key: ec.EllipticCurvePublicKey) -> NoReturn:
         """Raise `WrongPurpose`."""
@@ -144,10 +150,10 @@ class StoreEd25519PrivateKey(_InStore[ed25519.Ed25519PublicKey], ed25519.Ed25519
     def sign(self, data: Buffer) -> bytes:
         """Sign inside the store."""
         message = bytes(data)
-        key = self._opened_for(message)
-        if not isinstance(key, ed25519.Ed25519PrivateKey):
-            self._refuse_type()
-        return key.sign(message)
+        with self._opened_for(message) as key:
+            if not isinstance(key, ed25519.Ed25519PrivateKey):
+                self._refuse_type()
+            return key.sign(message)
 
     def private_bytes_raw(self) -> NoReturn:
         """Raise `KeyNotExportable`."""
@@ -172,10 +178,10 @@ class StoreRSAPrivateKey(_InStore[rsa.RSAPublicKey], rsa.RSAPrivateKey):
     ) -> bytes:
         """Sign inside the store."""
         message = bytes(data)
-        key = self._opened_for(message)
-        if not isinstance(key, rsa.RSAPrivateKey):
-            self._refuse_type()
-        return key.sign(message, padding, algorithm)
+        with self._opened_for(message) as key:
+            if not isinstance(key, rsa.RSAPrivateKey):
+                self._refuse_type()
+            return key.sign(message, padding, algorithm)
 
     def decrypt(self, ciphertext: bytes, padding: AsymmetricPadding) -> NoReturn:
         """Raise `WrongPurpose`."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from datetime import UTC, datetime
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -26,6 +27,7 @@ from certs.key_types import (
     require_public_key,
 )
 from certs.keystore.database import BUSY_TIMEOUT_SECONDS, Database, DuplicateRow
+from certs.keystore.gate import Act, Gate, OpenGate
 from certs.keystore.kek import KEKProvider, open_kek
 from certs.keystore.keyring import Keyring, new_store_id, root_context
 from certs.keystore.names import require_name
@@ -66,10 +68,17 @@ class KeyStore:
     from a URI is closed again at once, since only the root key is needed afterwards.
     """
 
-    def __init__(self, database: Database, keyring: Keyring, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        keyring: Keyring,
+        clock: Callable[[], datetime],
+        gate: Gate | None = None,
+    ) -> None:
         self.database = database
         self._keyring = keyring
         self._clock = clock
+        self._gate: Gate = OpenGate() if gate is None else gate  # see certs.keystore.gate
 
     def __repr__(self) -> str:
         return f"<KeyStore {self.store_id} at {self.database.path}>"
@@ -145,10 +154,10 @@ class KeyStore:
         Raises `KeyExists` if the name was ever used, `InvalidName`, or `WrongPurpose` for a purpose
         other than ``sign``. Of several processes creating one name, exactly one succeeds.
         """
-        require_name(name)
-        return self._insert(
-            name, generate_private_key(KeyType(key_type)), purpose, exportable=exportable
-        )
+        with self._gate.perform("create", name) as act:
+            require_name(name)
+            private_key = generate_private_key(KeyType(key_type))
+            return self._insert(act, private_key, purpose, exportable=exportable)
 
     def import_key(
         self, name: str, private_key: object, *, purpose: str = "sign", exportable: bool = False
@@ -158,11 +167,107 @@ class KeyStore:
         Raises as `create_key` does, `UnsupportedKey` for a type that the store does not make, and
         `KeyNotExportable` for a key that is kept in another store.
         """
-        require_name(name)
-        return self._insert(name, require_private_key(private_key), purpose, exportable=exportable)
+        with self._gate.perform("import", name) as act:
+            require_name(name)
+            return self._insert(
+                act, require_private_key(private_key), purpose, exportable=exportable
+            )
 
     def rotate(self, name: str) -> KeyInfo:
         """Make a new key as the next version of an existing name; older versions stay usable."""
+        with self._gate.perform("rotate", name) as act:
+            return self._rotate(act, name)
+
+    def keys(self) -> Iterator[KeyInfo]:
+        """Yield every key in the order of names, in constant memory.
+
+        A key that is created while this runs may or may not appear.
+        """
+        with self._gate.perform("list", ""):
+            last = ""
+        while True:
+            with self.database.read() as connection:
+                page = keys_after(connection, last, _PAGE)
+            yield from page
+            if len(page) < _PAGE:
+                return
+            last = page[-1].name
+
+    def key(self, name: str) -> KeyInfo:
+        """Return what a listing shows of one key; raise `KeyNotFound`."""
+        with self._gate.perform("show", name), self.database.read() as connection:
+            return find_key(connection, name)
+
+    def public_key(self, name: str, version: int | None = None) -> PublicKey:
+        """Return the public key of a version (the newest if None), derived from what is sealed."""
+        with self._gate.perform("public-key", name, version) as act:
+            act.version, payload = self._payload(name, version)
+            return require_public_key(payload.private_key.public_key())
+
+    def signing_key(
+        self, name: str, version: int | None = None, *, witness: Witness | None = None
+    ) -> PrivateKey:
+        """Return an object that signs with a version (the newest if None) inside this store.
+
+        It implements cryptography's own private-key interface and holds no private key; what would
+        export one raises `KeyNotExportable`. It stays with its version when the name is rotated,
+        and works as long as the store is open. `witness` is called with the exact bytes to be
+        signed (for a prehashed signature: the digest) before the key is opened; if it raises,
+        nothing is signed.
+        """
+        with self._gate.perform("public-key", name, version) as act:
+            act.version, payload = self._payload(name, version)
+            handle = KeyHandle(
+                name=name,
+                version=act.version,
+                opened=partial(self._signing, name, act.version),
+                witness=witness,
+            )
+            return signing_key_for(handle, require_public_key(payload.private_key.public_key()))
+
+    def export_private_key(self, name: str, version: int | None = None) -> PrivateKey:
+        """Return the private key itself; `KeyNotExportable` unless it was created exportable."""
+        with self._gate.perform("export", name, version) as act:
+            act.version, payload = self._payload(name, version)
+            if not payload.exportable:
+                raise KeyNotExportable(
+                    f"key {name!r} was not created exportable; sign with it through signing_key"
+                )
+            return payload.private_key
+
+    def snapshot(self, destination: str | os.PathLike[str]) -> None:
+        """Write a consistent copy to a new file of mode 0600; the same KEK opens it."""
+        with self._gate.perform("snapshot", ""):
+            self.database.snapshot(Path(destination).absolute())
+
+    def close(self) -> None:
+        """Forget the root key and close the database."""
+        self._keyring.close()
+        self.database.close()
+
+    def _insert(
+        self, act: Act, private_key: PrivateKey, purpose: str, *, exportable: bool
+    ) -> KeyInfo:
+        if purpose not in PURPOSES:
+            raise WrongPurpose(f"a private key's purpose is one of {', '.join(PURPOSES)}")
+        key_type = key_type_of(private_key)
+        now = self._now()
+        act.version = 1
+        info = KeyInfo(act.name, key_type, purpose, exportable, 1, datetime.fromtimestamp(now, UTC))
+        payload = PrivateKeyPayload(private_key, key_type, exportable)
+        try:
+            with self.database.write() as connection:
+                insert_key(connection, info)
+                seal_version(connection, self._keyring, info, payload, now)
+                act.commit_with(connection)
+        except DuplicateRow:
+            raise KeyExists(
+                f"there is a key named {act.name!r} and a name is never overwritten; "
+                "rotate it, or choose another name"
+            ) from None
+        return info
+
+    def _rotate(self, act: Act, name: str) -> KeyInfo:
         with self.database.read() as connection:
             key_type = find_key(connection, name).key_type
         private_key = generate_private_key(key_type)  # slow for RSA, so outside of the write lock
@@ -179,88 +284,9 @@ class KeyStore:
                 created_at=current.info.created_at,
             )
             payload = PrivateKeyPayload(private_key, key_type, exportable)
+            act.version = info.version
             seal_version(connection, self._keyring, info, payload, self._now())
-        return info
-
-    def keys(self) -> Iterator[KeyInfo]:
-        """Yield every key in the order of names, in constant memory.
-
-        A key that is created while this runs may or may not appear.
-        """
-        last = ""
-        while True:
-            with self.database.read() as connection:
-                page = keys_after(connection, last, _PAGE)
-            yield from page
-            if len(page) < _PAGE:
-                return
-            last = page[-1].name
-
-    def key(self, name: str) -> KeyInfo:
-        """Return what a listing shows of one key; raise `KeyNotFound`."""
-        with self.database.read() as connection:
-            return find_key(connection, name)
-
-    def public_key(self, name: str, version: int | None = None) -> PublicKey:
-        """Return the public key of a version (the newest if None), derived from what is sealed."""
-        return require_public_key(self._payload(name, version)[1].private_key.public_key())
-
-    def signing_key(
-        self, name: str, version: int | None = None, *, witness: Witness | None = None
-    ) -> PrivateKey:
-        """Return an object that signs with a version (the newest if None) inside this store.
-
-        It implements cryptography's own private-key interface and holds no private key; what would
-        export one raises `KeyNotExportable`. It stays with its version when the name is rotated,
-        and works as long as the store is open. `witness` is called with the exact bytes to be
-        signed (for a prehashed signature: the digest) before the key is opened; if it raises,
-        nothing is signed.
-        """
-        found, payload = self._payload(name, version)
-        handle = KeyHandle(
-            name=name,
-            version=found,
-            unseal=partial(self._private_key, name, found),
-            witness=witness,
-        )
-        return signing_key_for(handle, require_public_key(payload.private_key.public_key()))
-
-    def export_private_key(self, name: str, version: int | None = None) -> PrivateKey:
-        """Return the private key itself; `KeyNotExportable` unless it was created exportable."""
-        _, payload = self._payload(name, version)
-        if not payload.exportable:
-            raise KeyNotExportable(
-                f"key {name!r} was not created exportable; sign with it through signing_key"
-            )
-        return payload.private_key
-
-    def snapshot(self, destination: str | os.PathLike[str]) -> None:
-        """Write a consistent copy to a new file of mode 0600; the same KEK opens it."""
-        self.database.snapshot(Path(destination).absolute())
-
-    def close(self) -> None:
-        """Forget the root key and close the database."""
-        self._keyring.close()
-        self.database.close()
-
-    def _insert(
-        self, name: str, private_key: PrivateKey, purpose: str, *, exportable: bool
-    ) -> KeyInfo:
-        if purpose not in PURPOSES:
-            raise WrongPurpose(f"a private key's purpose is one of {', '.join(PURPOSES)}")
-        key_type = key_type_of(private_key)
-        now = self._now()
-        info = KeyInfo(name, key_type, purpose, exportable, 1, datetime.fromtimestamp(now, UTC))
-        payload = PrivateKeyPayload(private_key, key_type, exportable)
-        try:
-            with self.database.write() as connection:
-                insert_key(connection, info)
-                seal_version(connection, self._keyring, info, payload, now)
-        except DuplicateRow:
-            raise KeyExists(
-                f"there is a key named {name!r} and a name is never overwritten; "
-                "rotate it, or choose another name"
-            ) from None
+            act.commit_with(connection)
         return info
 
     def _payload(self, name: str, version: int | None) -> tuple[int, PrivateKeyPayload]:
@@ -268,8 +294,12 @@ class KeyStore:
             sealed = read_sealed_key(connection, name, version)
         return sealed.version, opened(self._keyring, sealed)
 
-    def _private_key(self, name: str, version: int) -> PrivateKey:
-        return self._payload(name, version)[1].private_key
+    @contextlib.contextmanager
+    def _signing(self, name: str, version: int, data: bytes) -> Iterator[PrivateKey]:
+        """Open the private key for one signature; the signature leaves after the block's end."""
+        with self._gate.perform("sign", name, version) as act:
+            act.signed_sha256 = sha256(data).digest()
+            yield self._payload(name, version)[1].private_key
 
     def _now(self) -> int:
         return int(self._clock().timestamp())
