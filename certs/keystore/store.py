@@ -115,8 +115,9 @@ class KeyStore:
             wrapped = provider.wrap(root_key, associated_data)
             now = int(clock().timestamp())
             Database.create(where, lambda rows: first_rows(rows, keyring, wrapped, now))
-        keyring.close()
-        return cls.open(where, kek, clock=clock, busy_timeout_seconds=busy_timeout_seconds)
+            keyring.close()
+            # By the same provider: whoever was asked for a passphrase is not asked twice.
+            return cls.open(where, provider, clock=clock, busy_timeout_seconds=busy_timeout_seconds)
 
     @classmethod
     def open(

@@ -1,9 +1,5 @@
 """``file:/path``: a KEK of 32 random bytes in a file that only its owner can read.
 
-The file is checked through its open descriptor, so what was checked is what is read. Symbolic links
-are followed (secrets mounted into containers are links); a named pipe or a device is refused
-without waiting for a writer.
-
 Two keys are derived from the file's bytes (HKDF-Expand, RFC 5869): one wraps, the other is a public
 identifier. The identifier is what lets a wrong key file be told from a damaged store, which
 authenticated encryption alone cannot do. docs/formats.md ("Wrapped root key, file provider").
@@ -12,11 +8,10 @@ authenticated encryption alone cannot do. docs/formats.md ("Wrapped root key, fi
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
-import stat
 import struct
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from cryptography.exceptions import InvalidTag
@@ -26,6 +21,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from certs.errors import CorruptEnvelope, KEKUnavailable, StoreError, StoreFault, WrongKEK
 from certs.keystore.files import create_file
+from certs.keystore.kek.secret_input import read_owner_only_file
+
+if TYPE_CHECKING:
+    import os
 
 __all__ = ["KEK_FILE_BYTES", "FileKEK"]
 
@@ -38,7 +37,6 @@ _NONCE_BYTES = 12
 _TAG_BYTES = 16
 _HEADER = struct.Struct(f">4sB{_IDENTIFIER_BYTES}s{_NONCE_BYTES}s")
 _WRAPPED_BYTES = _HEADER.size + _ROOT_KEY_BYTES + _TAG_BYTES
-_GROUP_AND_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 class FileKEK:
@@ -73,13 +71,7 @@ class FileKEK:
         Raises `KEKUnavailable` if it is missing, open to group or others, or not 32 bytes long.
         """
         where = Path(path).absolute()
-        try:
-            descriptor = os.open(where, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            with os.fdopen(descriptor, "rb") as file:
-                _check_mode(where, os.fstat(descriptor).st_mode)
-                secret = file.read(KEK_FILE_BYTES + 1)
-        except OSError as error:
-            raise KEKUnavailable(f"cannot read the KEK file {where}: {error.strerror}") from None
+        secret = read_owner_only_file(where, "KEK file", KEK_FILE_BYTES + 1)
         if len(secret) != KEK_FILE_BYTES:
             raise KEKUnavailable(
                 f"{where} is not a KEK file: it must hold exactly {KEK_FILE_BYTES} bytes"
@@ -147,15 +139,6 @@ class FileKEK:
 
 def _derive(secret: bytes, label: bytes, length: int) -> bytes:
     return HKDFExpand(hashes.SHA256(), length, label).derive(secret)
-
-
-def _check_mode(path: Path, mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        raise KEKUnavailable(f"{path} is not a regular file; a KEK is kept in one")
-    if mode & _GROUP_AND_OTHERS:
-        raise KEKUnavailable(
-            f"{path} has mode {stat.S_IMODE(mode):04o}, so others can use it; run: chmod 600 {path}"
-        )
 
 
 def _path_of(uri: str) -> Path:

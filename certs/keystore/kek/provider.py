@@ -1,21 +1,24 @@
 """The seam between a store and its key-encryption key (KEK), and the choice of a provider by URI.
 
-Four methods are all that a store asks of a provider. What only some can do (make a new key, keep
-private keys inside, attest) are protocols of their own, so that a cloud service and a key file need
-not pretend to each other's powers.
+Four methods are all that a store asks of a provider. What only some can do (keep private keys where
+the KEK is) are protocols of their own, so that a cloud service and a key file need not pretend to
+each other's powers.
+
+Each provider's module is imported when its scheme is first used: whoever keeps a KEK in a file
+needs no cloud's software.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+import importlib
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast, runtime_checkable
 
 from certs.errors import KEKUnavailable
-from certs.keystore.kek.file import FileKEK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from certs.key_types import KeyType, PrivateKey
 
-__all__ = ["MAX_WRAPPED_BYTES", "KEKProvider", "create_kek", "open_kek"]
+__all__ = ["MAX_WRAPPED_BYTES", "KEKProvider", "KeepsPrivateKeys", "create_kek", "open_kek"]
 
 MAX_WRAPPED_BYTES = 4096
 
@@ -41,30 +44,85 @@ class KEKProvider(Protocol):
         ...
 
 
-_OPENERS: dict[str, Callable[[str], KEKProvider]] = {"file": FileKEK.from_uri}
-_CREATORS: dict[str, Callable[[str], KEKProvider]] = {"file": FileKEK.create_from_uri}
+@runtime_checkable
+class KeepsPrivateKeys(Protocol):
+    """An optional power: private keys are made where the KEK is, sign there, and never leave."""
+
+    def generate_private_key(self, label: str, key_type: KeyType) -> PrivateKey:
+        """Make a key pair under a label that is free, and return the key that signs with it.
+
+        Raises `KeyExists`, `UnsupportedKey` for a type that is not made there, `KEKUnavailable`.
+        """
+        ...
+
+    def private_key(self, label: str) -> PrivateKey:
+        """Return the key that signs with the pair of this label; raise `KeyNotFound`."""
+        ...
+
+
+class _Opens(Protocol):
+    """What the class of a provider offers to this module."""
+
+    def from_uri(self, uri: str) -> KEKProvider: ...
+
+
+class _Creates(Protocol):
+    def create_from_uri(self, uri: str) -> KEKProvider: ...
+
+
+class _Provider(NamedTuple):
+    """Where a scheme's class is; which extra brings what it imports; how its KEK is made."""
+
+    module: str
+    name: str
+    extra: str = ""
+    made_by: str = ""
+
+
+_PROVIDERS = {
+    "file": _Provider("certs.keystore.kek.file", "FileKEK"),
+    "passphrase": _Provider("certs.keystore.kek.passphrase", "PassphraseKEK"),
+}
 
 
 def open_kek(uri: str) -> KEKProvider:
     """Return the provider of an existing KEK, such as ``file:/etc/pfs/kek``.
 
-    Raises `KEKUnavailable` for an unknown scheme and for whatever keeps the provider from its key.
+    Raises `KEKUnavailable` for an unknown scheme and for whatever keeps the provider from its key,
+    now or, where it is only asked for when it is needed, by `wrap` and `unwrap`.
     """
-    return _choose(_OPENERS, uri)(uri)
+    return cast("_Opens", _class_of(_choose(uri))).from_uri(uri)
 
 
 def create_kek(uri: str) -> KEKProvider:
-    """Make a new KEK where the URI says, and return its provider; never replace an existing one."""
-    return _choose(_CREATORS, uri)(uri)
+    """Make a new KEK where the URI says, and return its provider; never replace an existing one.
+
+    A passphrase is chosen when something is first wrapped. A cloud's keys are made with its own
+    tools: for those schemes `KEKUnavailable` says how.
+    """
+    provider = _choose(uri)
+    if provider.made_by:
+        raise KEKUnavailable(f"this kind of KEK is made with its own tools; {provider.made_by}")
+    return cast("_Creates", _class_of(provider)).create_from_uri(uri)
 
 
-def _choose(
-    providers: dict[str, Callable[[str], KEKProvider]], uri: str
-) -> Callable[[str], KEKProvider]:
+def _choose(uri: str) -> _Provider:
     scheme, colon, _ = uri.partition(":")
-    provider = providers.get(scheme.lower())
+    provider = _PROVIDERS.get(scheme.lower())
     if not colon or provider is None:
         # The URI itself is not repeated: its scheme may be the start of a mistyped secret.
-        known = ", ".join(f"{name}:" for name in sorted(providers))
+        known = ", ".join(f"{name}:" for name in sorted(_PROVIDERS))
         raise KEKUnavailable(f"the KEK URI has no known scheme; use one of {known}")
     return provider
+
+
+def _class_of(provider: _Provider) -> object:
+    try:
+        return cast("object", getattr(importlib.import_module(provider.module), provider.name))
+    except ModuleNotFoundError as error:
+        if not provider.extra or (error.name or "").startswith("certs"):
+            raise
+        raise KEKUnavailable(
+            f"this kind of KEK needs the package {error.name}; "
+            f"run: pip install 'pfs-transport[{provider.extra}]'"
+        ) from None
