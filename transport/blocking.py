@@ -19,12 +19,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Self
 
-from transport.connection import close_politely
 from transport.context import EndpointContext, server_context, shared_client_context
 from transport.errors import APIMisuse
 from transport.policy import DEFAULT_POLICY, SecurityPolicy
 from transport.revocation import StaplePolicy
 from transport.sessions import connection_tickets
+from transport.sockets import close_politely
 from transport.tls_socket import DEFAULT_HANDSHAKE_TIMEOUT_SECONDS, TLSSocket
 
 if TYPE_CHECKING:

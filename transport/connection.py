@@ -34,14 +34,6 @@ with data between them they cost no more than the data does. An answer that cann
 asks for KeyUpdates and does not read) makes the read wait to write: one answer is held, and no more
 is read. Empty records are bounded by the library, at 32 in a row as well.
 
-**Closing a socket politely.** Closing a TCP socket with unread bytes makes the kernel send RST
-instead of FIN, and RST destroys what the peer has not read yet: our alert, our close_notify, or the
-data before it. Unread bytes are normal (a TLS 1.3 server sends tickets that a client which
-only writes never reads), so `close_politely` ends its own direction first, then discards what
-is there. Bytes that arrive after the close do the same harm: they throw away what the kernel has
-not sent yet, so an upload lost its end to the server's tickets. A client that has received nothing
-therefore waits in its engine, a second at most, for the peer to end before the socket is closed.
-
 **Speed.** In CPU time of the server, a full handshake of TLS 1.3 costs some 450 microseconds, of
 which the library and the kernel take 320. Saying "wait" by a value instead of an exception, which
 each handshake does twice and each read once, bought 2 to 8 parts in a hundred, near the noise of
@@ -57,7 +49,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from enum import Enum
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -79,9 +70,11 @@ from transport.errors import (
 from transport.openssl_peers import error_of_refusal
 from transport.server_names import ascii_hostname
 from transport.sessions import require_valid_certificate
+from transport.sockets import FORKS, close_politely
 from transport.translation import is_plain_http
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from transport.authorization import AuthorizedPeer
@@ -94,14 +87,11 @@ __all__ = [
     "MAX_WRITE_BYTES",
     "TLSCore",
     "Want",
-    "close_politely",
-    "prepare_socket",
 ]
 
 MAX_RECORD_BYTES: Final = 16 * 1024  # RFC 9846 section 5.1: plaintext in one record
 MAX_WRITE_BYTES: Final = 1024 * 1024  # what one call into the library is given at most
 _MAX_EXPORT_BYTES: Final = 255 * 32  # RFC 5869 section 2.3, for the shorter of the hashes in use
-_MAX_DISCARDED_BYTES: Final = 256 * 1024
 _MAX_READS_FOR_TICKETS: Final = 16
 _MAX_MESSAGES_WITHOUT_DATA: Final = 32
 _PLAIN_HTTP_ANSWER: Final = (
@@ -133,6 +123,8 @@ class TLSCore:
         "_connection",
         "_endpoint",
         "_failure",
+        "_forks_as_child",
+        "_forks_seen",
         "_last_words",
         "_messages",
         "_negotiated",
@@ -152,6 +144,7 @@ class TLSCore:
     ) -> None:
         self._endpoint = endpoint
         self._transport = transport
+        self._forks_seen, self._forks_as_child = FORKS.seen, FORKS.as_child
         self._negotiated: NegotiatedSession | None = None
         self._authorized_peer: AuthorizedPeer | None = None
         self._failure: Callable[[], TransportError] | None = None
@@ -215,8 +208,8 @@ class TLSCore:
 
     @property
     def is_established(self) -> bool:
-        """Whether the handshake is done and checked."""
-        return self._negotiated is not None
+        """Whether the handshake is done and checked, in this process (see `transport.sockets`)."""
+        return self._negotiated is not None and self._forks_as_child == FORKS.as_child
 
     def handshake(self) -> Want | None:
         """Take the handshake as far as it goes; None when it is done and checked.
@@ -245,6 +238,7 @@ class TLSCore:
             self._failure = refusal.recipe()
             raise
         self._negotiated = negotiated
+        self._forks_as_child = FORKS.as_child
         openssl.watch_messages(self._connection)
         if self._tickets is not None:
             self._tickets.established(self._connection, negotiated)
@@ -336,7 +330,7 @@ class TLSCore:
         """
         if (
             self._sent_close_notify
-            or self._negotiated is None
+            or not self.is_established
             or self._failure is not None
             or self._write_pending
         ):
@@ -379,6 +373,15 @@ class TLSCore:
             self._discard_tickets()
         if self._failure is None:
             self._failure = _closed
+
+    def close_transport(self) -> None:
+        """Close the socket politely, or only this process's copy if it may be another's too."""
+        if self._transport is None:
+            return
+        if self.is_established or (self._negotiated is None and self._forks_seen == FORKS.seen):
+            close_politely(self._transport)
+        else:
+            self._transport.close()
 
     def fail(self, error: TransportError) -> None:
         """Make the connection failed for a reason found outside, such as a deadline."""
@@ -438,6 +441,9 @@ class TLSCore:
         self._require_not_failed()
         if self._negotiated is None:
             raise APIMisuse("the handshake is not done yet", advice="call do_handshake() first")
+        if self._forks_as_child != FORKS.as_child:
+            self._failure = _inherited
+            raise self._failure()
 
     def _wants(self, outcome: int) -> Want:
         """Turn an outcome of `transport.openssl` that is no success into what to wait for."""
@@ -491,6 +497,13 @@ def _closed() -> TransportError:
     return APIMisuse("the connection is closed", advice="open a new one")
 
 
+def _inherited() -> TransportError:
+    return APIMisuse(
+        "the connection belongs to the process that this one was forked from",
+        advice="open a new one, or fork before the handshake",
+    )
+
+
 def _truncated() -> TransportError:
     return TruncatedStream(
         "the peer closed the connection without close_notify",
@@ -511,30 +524,3 @@ def _ended_in_handshake() -> TransportError:
         advice="look into the peer's log for the reason",
         alert_received=AlertDescription.close_notify,
     )
-
-
-def prepare_socket(transport: socket.socket) -> None:
-    """Make a connected socket fit for a `TLSCore`: non-blocking, and without Nagle's algorithm.
-
-    Records are written whole, so there is nothing to gather that would be worth the delay.
-    """
-    transport.settimeout(0)
-    if transport.family in (socket.AF_INET, socket.AF_INET6):
-        transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def close_politely(transport: socket.socket) -> None:
-    """Close a non-blocking socket so that the peer can still read what was sent to it.
-
-    Ends our direction, discards what has arrived (256 KiB at most), closes; never waits.
-    """
-    try:
-        transport.shutdown(socket.SHUT_WR)
-        discarded = 0
-        while discarded < _MAX_DISCARDED_BYTES and (chunk := transport.recv(64 * 1024)):
-            discarded += len(chunk)
-        transport.shutdown(socket.SHUT_RDWR)  # wakes threads that still wait in poll(2)
-    except OSError:  # not connected any more, or nothing more to discard
-        pass
-    finally:
-        transport.close()

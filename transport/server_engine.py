@@ -34,11 +34,11 @@ from contextlib import suppress
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, cast
 
-from transport.connection import close_politely
 from transport.errors import AlertDescription
 from transport.readiness import is_readable
 from transport.server_limits import ConnectionLedger, DeadlineHeap, client_key
 from transport.server_settings import Client, Handler, ServerSettings, WorkerState
+from transport.sockets import close_politely
 from transport.tls_stream import DEFAULT_LIMIT_BYTES, TLSStream, establish
 
 if TYPE_CHECKING:

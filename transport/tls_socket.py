@@ -35,17 +35,11 @@ import threading
 import time
 from typing import IO, TYPE_CHECKING, Final, Literal, Self, TypeVar, overload
 
-from transport.connection import (
-    MAX_RECORD_BYTES,
-    MAX_WRITE_BYTES,
-    TLSCore,
-    Want,
-    close_politely,
-    prepare_socket,
-)
+from transport.connection import MAX_RECORD_BYTES, MAX_WRITE_BYTES, TLSCore, Want
 from transport.errors import APIMisuse, HandshakeTimeout, TransportError
 from transport.session_views import SessionViews
 from transport.socket_file import open_socket_file
+from transport.sockets import prepare_socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -363,7 +357,7 @@ class TLSSocket(SessionViews):
             self._await_end()
         with self._call_lock:
             if self._transport.fileno() >= 0:
-                close_politely(self._transport)
+                self._core.close_transport()
 
     def _await_end(self) -> None:
         """Wait a second at most for the peer to end, so that its tickets do not find us gone."""

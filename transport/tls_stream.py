@@ -40,16 +40,11 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self
 
-from transport.connection import (
-    MAX_RECORD_BYTES,
-    TLSCore,
-    Want,
-    close_politely,
-    prepare_socket,
-)
+from transport.connection import MAX_RECORD_BYTES, TLSCore, Want
 from transport.errors import APIMisuse, HandshakeTimeout
 from transport.readiness import Readiness
 from transport.send_queue import SendQueue
+from transport.sockets import prepare_socket
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -480,7 +475,7 @@ class TLSStream:
         if self._registered:
             self._readiness.forget(descriptor)
         self._core.abandon()
-        close_politely(self._transport)
+        self._core.close_transport()
         self._queue.clear()
         self._write_blocked = False
         self._wake_reader()
