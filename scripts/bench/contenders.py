@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from certs.authority import CertificateAuthority
+from certs.key_types import KeyType
 from certs.keystore import KeyStore
 from certs.keystore.kek import create_kek
 from interop.errors import InteropError, PeerUnavailable
@@ -83,8 +84,8 @@ class Server(NamedTuple):
 
 
 @contextlib.contextmanager
-def make_identity() -> Iterator[Identity]:
-    """Issue a certificate with a P-256 key."""
+def make_identity(key_type: KeyType = KeyType.EC_P256) -> Iterator[Identity]:
+    """Issue a server's certificate with a key of this type."""
     with tempfile.TemporaryDirectory(prefix="pfs-bench-") as name:
         folder = Path(name)
         create_kek(f"file:{folder}/kek").close()
@@ -92,7 +93,7 @@ def make_identity() -> Iterator[Identity]:
             now = datetime.now(UTC)
             root = CertificateAuthority.create_root(store, "root", "benchmark", now)
             credential = root.issue_subordinate("issuing", "issuing", now).issue_server(
-                key_name="server", dns_names=["localhost"], now=now
+                key_name="server", dns_names=["localhost"], key_type=key_type, now=now
             )
             chain, key, ca_file = folder / "chain.pem", folder / "key.pem", folder / "ca.pem"
             chain.write_bytes(credential.certificates_pem())

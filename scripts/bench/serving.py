@@ -11,7 +11,6 @@ import contextlib
 import socket
 import ssl
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BACKLOG = 1024
-ACCEPTING_THREADS = 4
 STALLED_SECONDS = 600.0  # longer than any benchmark
 BLOCK_BYTES = 1 << 20
 REQUEST_BYTES = 9  # a direction and a length
@@ -45,29 +43,27 @@ def ours(chain: Path, key: Path, version: str) -> dict[str, Any]:
 
 
 def theirs(chain: Path, key: Path, version: str) -> ssl.SSLContext:
-    """Return the context of Python's own TLS, without tickets as ours is."""
+    """Return the context of Python's own TLS, which sends the same messages as ours.
+
+    Those of TLS 1.3 end in two tickets that are the names of states.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(chain, key)
-    context.num_tickets = 0
     context.options |= ssl.OP_NO_TICKET
     wanted = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}[version]
     context.minimum_version = context.maximum_version = wanted
     return context
 
 
-def serve_threads(accept: Callable[[], tuple[Any, object]], handle: Callable[[Any], None]) -> None:
-    """Serve with several threads that accept."""
-
-    def work() -> None:
-        while True:
-            with contextlib.suppress(OSError):
-                connection, _ = accept()
-                with connection:
-                    handle(connection)
-
-    for _ in range(ACCEPTING_THREADS - 1):
-        threading.Thread(target=work, daemon=True).start()
-    work()
+def serve_one_by_one(
+    accept: Callable[[], tuple[Any, object]], handle: Callable[[Any], None]
+) -> None:
+    """Serve on one thread, as the client that measures has one connection at a time."""
+    while True:
+        with contextlib.suppress(OSError):
+            connection, _ = accept()
+            with connection:
+                handle(connection)
 
 
 def read_all(connection: Any) -> None:
@@ -95,13 +91,13 @@ def carry(connection: Any) -> None:
 
 def serve_blocking(handle: Callable[[Any], None], *identity: Any) -> None:
     """Our blocking engine."""
-    serve_threads(transport.wrap_listener(listen(), **ours(*identity)).accept, handle)
+    serve_one_by_one(transport.wrap_listener(listen(), **ours(*identity)).accept, handle)
 
 
 def serve_ssl(handle: Callable[[Any], None], *identity: Any) -> None:
     """Python's ssl module, with a blocking socket for each connection."""
     wrapped = theirs(*identity).wrap_socket(listen(), server_side=True)
-    serve_threads(wrapped.accept, handle)
+    serve_one_by_one(wrapped.accept, handle)
 
 
 async def serve_asyncio(*identity: Any) -> None:

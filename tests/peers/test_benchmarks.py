@@ -1,0 +1,55 @@
+"""Each benchmark of the endpoints, at its smallest: that it runs, and prints its ratios.
+
+The figures themselves are nobody's business here: a test that measures time fails on a busy day.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts" / "bench"
+BENCHMARKS = {
+    "handshakes.py": (
+        ["--seconds", "1", "--rounds", "1", "--versions", "1.3"],
+        r"blocking +is [\d.]+ times nginx, [\d.]+ times asyncio-ssl, [\d.]+ times uvicorn\n",
+    ),
+    "bulk.py": (["--megabytes", "4", "--rounds", "1"], r"blocking-bulk is [\d.]+ times ssl-bulk"),
+    "idle_memory.py": (["--connections", "20"], r"asyncio +is [\d.]+ times nginx"),
+    "stalled_accepts.py": (
+        ["--stalled", "20", "--seconds", "1", "--rounds", "1"],
+        r"asyncio +[\d.]+ handshakes a second, [\d.]+ times its rate without them",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_runs_and_prints_its_ratio(name: str) -> None:
+    arguments, expected = BENCHMARKS[name]
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / name, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(expected, done.stdout), done.stdout
+
+
+@pytest.mark.slow
+def test_two_workers_are_compared_with_one() -> None:
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "handshakes.py", "--workers=2", "--seconds=1", "--rounds=1"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"2 are [\d.]+ times 1 by the clock", done.stdout), done.stdout
