@@ -134,6 +134,13 @@ PEERS: tuple[Peer, ...] = (
         roles=frozenset({Role.TOOL}),
         version_pattern=r"faketime: Version (\d+(?:\.\d+)+)",
     ),
+    Peer(
+        name="softhsm2",
+        executables=("softhsm2-util",),
+        debian_package="softhsm2",
+        roles=frozenset({Role.TOOL}),
+        version_pattern=r"^(\d+(?:\.\d+)+)",
+    ),
 )
 
 _BY_NAME = {peer.name: peer for peer in PEERS}

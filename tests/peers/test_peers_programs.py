@@ -89,6 +89,7 @@ def test_packages_of_debian_and_ubuntu() -> None:
             "gnutls-bin",
             "nginx",
             "openssl",
+            "softhsm2",
             "tcpdump",
             "tshark",
         ]

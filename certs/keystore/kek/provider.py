@@ -82,6 +82,7 @@ class _Provider(NamedTuple):
 _PROVIDERS = {
     "file": _Provider("certs.keystore.kek.file", "FileKEK"),
     "passphrase": _Provider("certs.keystore.kek.passphrase", "PassphraseKEK"),
+    "pkcs11": _Provider("certs.keystore.kek.pkcs11", "PKCS11KEK", extra="pkcs11"),
 }
 
 
