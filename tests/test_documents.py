@@ -41,6 +41,7 @@ COMMANDS = sorted(
 )
 # Run by test_fresh_machine; or, in the case of scripts/test, what is running this.
 ELSEWHERE = {"scripts/prove", "scripts/test", "scripts/test-pythons"}
+ELSEWHERE |= {"scripts/soak"}  # in a small form by tests/peers/test_abuse_soak.py
 
 
 def test_the_documents_have_commands() -> None:
