@@ -52,6 +52,7 @@ def test_a_small_soak_holds(engine: str) -> None:
     assert set(report["kinds"]) >= {"honest", "resets", "stalls", "plain HTTP"}
 
 
+@pytest.mark.slow
 def test_a_leak_of_descriptors_is_found() -> None:
     done = soak("--connections", "100", "--leak", "descriptors", "--workers", "1")
     assert done.returncode == 1
