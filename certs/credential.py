@@ -15,7 +15,7 @@ from typing import Self
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from certs.errors import CredentialError, UnsupportedKey
 from certs.key_types import (
@@ -189,7 +189,7 @@ def _server_key(certificate: x509.Certificate) -> PublicKey:
     elif isinstance(key, rsa.RSAPublicKey):
         allowed = MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS
     else:
-        allowed = key is not None
+        allowed = isinstance(key, ed25519.Ed25519PublicKey)
     if key is None or not allowed:
         raise CredentialError(
             f"the certificate of {_named(certificate)} has a key that is not served with; "

@@ -9,16 +9,21 @@ from __future__ import annotations
 from enum import Enum, StrEnum, auto
 
 __all__ = [
+    "BadSignature",
     "CertsError",
     "CorruptEnvelope",
     "CredentialError",
+    "InvalidInput",
     "InvalidName",
     "IssuanceError",
     "KEKUnavailable",
+    "KeyDeleted",
+    "KeyDisabled",
     "KeyExists",
     "KeyNotExportable",
     "KeyNotFound",
     "NotKnownGood",
+    "PurgeProtected",
     "RevocationFault",
     "StoreError",
     "StoreFault",
@@ -59,6 +64,22 @@ class KeyExists(CertsError):
     """The name is taken; a name is never overwritten."""
 
 
+class KeyDisabled(CertsError):
+    """The key, or this version of it, is disabled: it takes no part in anything until enabled."""
+
+
+class KeyDeleted(CertsError):
+    """The key was deleted; until its retention time is over it can be recovered."""
+
+
+class PurgeProtected(CertsError):
+    """The key cannot be purged yet: it is not deleted, or protected until its retention is over."""
+
+
+class BadSignature(CertsError):
+    """A signature was not made by this version of this key over these bytes."""
+
+
 class KeyNotExportable(CertsError):
     """The key was not created exportable, so its private part never leaves the store."""
 
@@ -69,6 +90,10 @@ class WrongPurpose(CertsError):
 
 class UnsupportedKey(CertsError):
     """A key of a type or size that this package does not handle."""
+
+
+class InvalidInput(CertsError):
+    """A value that is too long, too short, or otherwise outside of what is taken."""
 
 
 class InvalidName(CertsError):
@@ -82,6 +107,7 @@ class StoreFault(Enum):
     EXISTS = auto()
     NOT_A_STORE = auto()
     NEWER_SCHEMA = auto()
+    OLDER_SCHEMA = auto()
     LOCKED = auto()
     READ_ONLY = auto()
     FULL = auto()

@@ -168,6 +168,11 @@ class Database:
         except OSError as error:
             raise _os_error(destination, error) from None
 
+    def fold(self) -> None:
+        """Fold the write-ahead log into the file and empty it, unless somebody is reading."""
+        with self._transaction(None) as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def close(self) -> None:
         """Close every connection; the last one out folds the write-ahead log into the file."""
         self._closed = True

@@ -10,15 +10,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from certs.errors import StoreError, StoreFault
 from certs.keystore.database import Database
-from certs.keystore.records import keys_after, open_keyring, opened, read_sealed_key
+from certs.keystore.payload import PrivateKeyPayload
+from certs.keystore.records import keys_after, open_keyring, opened, read_version, schema_of
 from certs.keystore.store import using_provider
+from certs.keystore.tables import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection
 
     from certs.key_types import KeyType, PrivateKey
     from certs.keystore.kek import KEKProvider
+    from certs.keystore.keyring import Keyring
+    from certs.keystore.records import KeyInfo
 
 __all__ = ["StolenKey", "unseal_every_private_key"]
 
@@ -53,16 +61,25 @@ def unseal_every_private_key(
         try:
             keyring = open_keyring(database, provider)
             with database.read() as connection:
+                if schema_of(connection) < SCHEMA_VERSION:
+                    raise StoreError(
+                        f"{path} has an older schema; open it once with KeyStore.open",
+                        fault=StoreFault.OLDER_SCHEMA,
+                    )
                 last = ""
-                while page := keys_after(connection, last, _PAGE):
+                while page := keys_after(connection, keyring, last, _PAGE):
                     for info in page:
-                        for version in range(1, info.version + 1):
-                            sealed = read_sealed_key(connection, info.name, version)
-                            payload = opened(keyring, sealed)
-                            stolen.append(
-                                StolenKey(info.name, version, payload.key_type, payload.private_key)
-                            )
+                        stolen.extend(_versions_of(connection, keyring, info))
                     last = page[-1].name
         finally:
             database.close()
     return stolen
+
+
+def _versions_of(connection: Connection, keyring: Keyring, info: KeyInfo) -> Iterator[StolenKey]:
+    if info.purged:
+        return  # there is nothing left to steal
+    for version in range(1, info.version + 1):
+        payload = opened(keyring, read_version(connection, info, version))
+        if isinstance(payload, PrivateKeyPayload):
+            yield StolenKey(info.name, version, payload.key_type, payload.private_key)

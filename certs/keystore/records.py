@@ -7,18 +7,21 @@ in the clear with what was sealed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, Row, func, insert, select, update
 
 from certs.errors import CorruptEnvelope, KeyNotFound, StoreError, StoreFault
-from certs.key_types import KeyType, public_key_der, require_public_key
+from certs.key_types import public_key_der
 from certs.keystore.envelope import MAX_TERM, STORE_ID_BYTES
 from certs.keystore.kek.provider import MAX_WRAPPED_BYTES
 from certs.keystore.keyring import INVOCATION_LIMIT, Keyring, SealedTerm, root_context
+from certs.keystore.kinds import PURPOSES, kind_of
 from certs.keystore.names import is_name
-from certs.keystore.payload import PrivateKeyPayload
+from certs.keystore.payload import Payload, PrivateKeyPayload, parse_payload
+from certs.keystore.state import KeyState
 from certs.keystore.tables import (
     SCHEMA_VERSION,
     as_bytes,
@@ -26,6 +29,7 @@ from certs.keystore.tables import (
     as_text,
     as_time,
     damaged,
+    key_states,
     key_versions,
     keys,
     store_info,
@@ -34,34 +38,45 @@ from certs.keystore.tables import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
+    from certs.key_types import KeyType
     from certs.keystore.database import Database
     from certs.keystore.kek import KEKProvider
 
 __all__ = [
-    "PURPOSES",
+    "STATE_KIND",
     "KeyInfo",
-    "SealedKey",
+    "RootRow",
+    "SealedVersion",
+    "counted_term",
+    "erase_versions",
     "find_key",
     "first_rows",
+    "has_name",
     "insert_key",
+    "insert_term",
     "keys_after",
+    "newest_term",
     "open_keyring",
     "opened",
-    "read_sealed_key",
+    "put_state",
+    "read_root",
+    "read_version",
+    "schema_of",
+    "seal_state",
     "seal_version",
 ]
 
-PURPOSES = frozenset({"sign"})
-_PRIVATE_KEY = "private-key"
+STATE_KIND = "key-state"
+_LATEST_SECONDS = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
 
 
 @dataclass(frozen=True, slots=True)
 class KeyInfo:
-    """What a listing shows of a key: nothing secret, and not yet checked against a sealed record.
+    """What a listing shows of a key: nothing secret, and held to the key's sealed state.
 
-    `version` is the newest version; `created_at` is when the name was first used.
+    `version` is the newest version; `created_at` is when the name was first used. A deleted key can
+    be recovered until `purge_at`. `revision` counts the changes to all of this.
     """
 
     name: str
@@ -70,14 +85,48 @@ class KeyInfo:
     exportable: bool
     version: int
     created_at: datetime
+    enabled: bool = True
+    disabled_versions: frozenset[int] = frozenset()
+    purge_protected: bool = False
+    deleted_at: datetime | None = None
+    purge_at: datetime | None = None
+    purged: bool = False
+    revision: int = field(default=1, compare=False, repr=False)
+
+    @property
+    def state(self) -> KeyState:
+        """What is sealed of it."""
+        return KeyState(
+            key_type=self.key_type,
+            exportable=self.exportable,
+            latest_version=self.version,
+            created_at=_seconds(self.created_at),
+            disabled=not self.enabled,
+            disabled_versions=self.disabled_versions,
+            purge_protected=self.purge_protected,
+            deleted=self.deleted_at is not None,
+            deleted_at=_seconds(self.deleted_at),
+            purge_at=_seconds(self.purge_at),
+            purged=self.purged,
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class SealedKey:
-    """One version of a key as its rows hold it."""
+class RootRow:
+    """A store's identity and its root key as the KEK wrapped it."""
+
+    store_id: bytes
+    generation: int
+    wrapped: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SealedVersion:
+    """One version of a key as its row holds it. `public_key` is empty for keys that have none."""
 
     info: KeyInfo
     version: int
+    created_at: datetime
     term: SealedTerm
     public_key: bytes
     record: bytes
@@ -95,57 +144,70 @@ def first_rows(connection: Connection, keyring: Keyring, wrapped_root_key: bytes
             created_at=now,
         )
     )
-    _insert_term(connection, keyring.new_term(1), invocations=0, now=now)
+    insert_term(connection, keyring.new_term(1), invocations=0, now=now)
 
 
 def open_keyring(database: Database, kek: KEKProvider) -> Keyring:
     """Unwrap the root key; raise `WrongKEK`, `CorruptEnvelope` or `StoreError` (newer schema)."""
-    columns = store_info.c
     with database.read() as connection:
-        # By itself: a newer schema may have no other column that is known here.
-        schema = connection.execute(select(columns.schema_version)).scalar()
-        if as_number(schema, "store_info.schema_version", least=1) != SCHEMA_VERSION:
+        if schema_of(connection) > SCHEMA_VERSION:
             raise StoreError(
-                f"{database.path} has schema {schema} and this program reads {SCHEMA_VERSION}; "
-                "upgrade the program",
+                f"{database.path} has schema {schema_of(connection)} and this program reads "
+                f"{SCHEMA_VERSION}; upgrade the program",
                 fault=StoreFault.NEWER_SCHEMA,
             )
-        row = connection.execute(
-            select(columns.store_id, columns.root_generation, columns.wrapped_root_key)
-        ).one()
+        root = read_root(connection)
+    associated_data = root_context(root.store_id, root.generation).encode()
+    return Keyring(root.store_id, kek.unwrap(root.wrapped, associated_data))
+
+
+def read_root(connection: Connection) -> RootRow:
+    """Return the store's identity and its wrapped root key."""
+    columns = store_info.c
+    row = connection.execute(
+        select(columns.store_id, columns.root_generation, columns.wrapped_root_key)
+    ).one()
     store_id = as_bytes(row.store_id, "store_info.store_id")
+    wrapped = as_bytes(row.wrapped_root_key, "store_info.wrapped_root_key")
     if len(store_id) != STORE_ID_BYTES:
         raise damaged("store_info.store_id")
-    generation = as_number(row.root_generation, "store_info.root_generation", least=1)
-    wrapped = as_bytes(row.wrapped_root_key, "store_info.wrapped_root_key")
     if len(wrapped) > MAX_WRAPPED_BYTES:
         raise damaged("store_info.wrapped_root_key")
-    return Keyring(store_id, kek.unwrap(wrapped, root_context(store_id, generation).encode()))
+    generation = as_number(row.root_generation, "store_info.root_generation", least=1)
+    return RootRow(store_id, generation, wrapped)
 
 
-def find_key(connection: Connection, name: str) -> KeyInfo:
-    """Return a key's row; raise `KeyNotFound` if there is none."""
+def schema_of(connection: Connection) -> int:
+    """Return the schema's number, by itself: another schema may have no other column known here."""
+    schema = connection.execute(select(store_info.c.schema_version)).scalar()
+    return as_number(schema, "store_info.schema_version", least=1)
+
+
+def find_key(connection: Connection, keyring: Keyring, name: str) -> KeyInfo:
+    """Return a key; raise `KeyNotFound`, or `CorruptEnvelope` if its row is not as sealed."""
     if not is_name(name):  # nor would every text reach the database: lone surrogates do not
         raise KeyNotFound("there is no key of that name, and no key can have it; list the keys")
-    row = connection.execute(select(keys).where(keys.c.name == name)).first()
+    row = connection.execute(_KEYS.where(keys.c.name == name)).first()
     if row is None:
         raise KeyNotFound(f"there is no key named {name!r}; list the keys, or create it")
-    return _key_info(row)
+    return _key_info(keyring, row)
 
 
-def keys_after(connection: Connection, name: str, limit: int) -> Sequence[KeyInfo]:
+def keys_after(
+    connection: Connection, keyring: Keyring, name: str, limit: int
+) -> Sequence[KeyInfo]:
     """Return up to `limit` keys in the order of their names, from the first one after `name`."""
-    query = select(keys).where(keys.c.name > name).order_by(keys.c.name).limit(limit)
-    return [_key_info(row) for row in connection.execute(query)]
+    query = _KEYS.where(keys.c.name > name).order_by(keys.c.name).limit(limit)
+    return [_key_info(keyring, row) for row in connection.execute(query)]
 
 
-def read_sealed_key(connection: Connection, name: str, version: int | None) -> SealedKey:
+def read_version(connection: Connection, info: KeyInfo, version: int | None) -> SealedVersion:
     """Return one version of a key, the newest if None; raise `KeyNotFound` if there is none.
 
-    That a key's newest version is the one its row names is checked each time: removing the row of
+    That a key's newest version is the one its state names is checked each time: removing the row of
     a newer version must not bring an older key back into use unnoticed.
     """
-    info = find_key(connection, name)
+    name = info.name
     newest = connection.execute(
         select(func.max(key_versions.c.version)).where(key_versions.c.name == name)
     ).scalar()
@@ -167,11 +229,23 @@ def read_sealed_key(connection: Connection, name: str, version: int | None) -> S
             f"version {wanted} of key {name!r}, or the term that seals it, is missing from the "
             "store; restore it from a backup"
         )
-    return _sealed_key(info, row)
+    return _sealed_version(info, row)
 
 
-def insert_key(connection: Connection, info: KeyInfo) -> None:
-    """Insert the row of a new name; `database.DuplicateRow` if the name is taken."""
+def has_name(connection: Connection, name: str) -> bool:
+    """Return whether the name was ever used."""
+    return connection.execute(select(keys.c.name).where(keys.c.name == name)).first() is not None
+
+
+def erase_versions(connection: Connection, info: KeyInfo) -> None:
+    """Leave nothing of what was sealed for a key; certificates go on referring to its versions."""
+    connection.execute(
+        update(key_versions).where(key_versions.c.name == info.name).values(sealed=b"")
+    )
+
+
+def insert_key(connection: Connection, keyring: Keyring, info: KeyInfo, now: int) -> None:
+    """Insert the rows of a new name; `database.DuplicateRow` if the name is taken."""
     connection.execute(
         insert(keys).values(
             name=info.name,
@@ -179,20 +253,62 @@ def insert_key(connection: Connection, info: KeyInfo) -> None:
             purpose=info.purpose,
             exportable=int(info.exportable),
             latest_version=info.version,
-            created_at=int(info.created_at.timestamp()),
+            created_at=_seconds(info.created_at),
+        )
+    )
+    term = counted_term(connection, keyring, now)
+    connection.execute(
+        insert(key_states).values(
+            name=info.name,
+            revision=info.revision,
+            term=term.number,
+            sealed=seal_state(keyring, term, info),
         )
     )
 
 
+def put_state(connection: Connection, keyring: Keyring, info: KeyInfo, now: int) -> None:
+    """Replace a key's state, which was read in this write transaction as revision `info.revision`.
+
+    The rows' copies of what is sealed follow it.
+    """
+    following = replace(info, revision=info.revision + 1)
+    term = counted_term(connection, keyring, now)
+    connection.execute(
+        update(key_states)
+        .where(key_states.c.name == info.name)
+        .values(
+            revision=following.revision,
+            term=term.number,
+            sealed=seal_state(keyring, term, following),
+        )
+    )
+    connection.execute(
+        update(keys).where(keys.c.name == info.name).values(latest_version=info.version)
+    )
+
+
+def seal_state(keyring: Keyring, term: SealedTerm, info: KeyInfo) -> bytes:
+    """Seal a key's state as its revision."""
+    return keyring.seal(
+        term,
+        info.state.encode(),
+        kind=STATE_KIND,
+        name=info.name,
+        version=info.revision,
+        purpose=info.purpose,
+    )
+
+
 def seal_version(
-    connection: Connection, keyring: Keyring, info: KeyInfo, payload: PrivateKeyPayload, now: int
+    connection: Connection, keyring: Keyring, info: KeyInfo, payload: Payload, now: int
 ) -> None:
-    """Seal the private key as version `info.version` and insert it. Runs in a write transaction."""
-    term = _counted_term(connection, keyring, now)
+    """Seal the key as version `info.version` and insert it. Runs in a write transaction."""
+    term = counted_term(connection, keyring, now)
     record = keyring.seal(
         term,
         payload.encode(),
-        kind=_PRIVATE_KEY,
+        kind=kind_of(info.key_type),
         name=info.name,
         version=info.version,
         purpose=info.purpose,
@@ -202,46 +318,53 @@ def seal_version(
             name=info.name,
             version=info.version,
             term=term.number,
-            public_key=public_key_der(payload.private_key.public_key()),
+            public_key=_public_der(payload),
             sealed=record,
             created_at=now,
         )
     )
-    connection.execute(
-        update(keys).where(keys.c.name == info.name).values(latest_version=info.version)
-    )
 
 
-def opened(keyring: Keyring, sealed: SealedKey) -> PrivateKeyPayload:
+def opened(keyring: Keyring, sealed: SealedVersion) -> Payload:
     """Unseal a key and hold its rows to it; raise `CorruptEnvelope` if anything differs."""
     info = sealed.info
-    payload = PrivateKeyPayload.parse(
+    payload = parse_payload(
+        info.key_type,
         keyring.unseal(
             sealed.term,
             sealed.record,
-            kind=_PRIVATE_KEY,
+            kind=kind_of(info.key_type),
             name=info.name,
             version=sealed.version,
             purpose=info.purpose,
-        )
+        ),
     )
-    differences = {
-        "key type": payload.key_type is not info.key_type,
-        "exportable mark": payload.exportable is not info.exportable,
-        "public key": public_key_der(require_public_key(payload.private_key.public_key()))
-        != sealed.public_key,
-    }
-    for what, differs in differences.items():
-        if differs:
-            raise CorruptEnvelope(
-                f"the {what} of {info.name!r} version {sealed.version} was edited and is not what "
-                "was sealed; restore the store from a backup"
-            )
+    _require_same(
+        f"{info.name!r} version {sealed.version}",
+        {
+            "key type": payload.key_type is info.key_type,
+            "exportable mark": payload.exportable is info.exportable,
+            "public key": _public_der(payload) == sealed.public_key,
+        },
+    )
     return payload
 
 
-def _counted_term(connection: Connection, keyring: Keyring, now: int) -> SealedTerm:
+def counted_term(connection: Connection, keyring: Keyring, now: int) -> SealedTerm:
     """Return the newest term with this invocation counted; begin the next term at the limit."""
+    term, invocations = newest_term(connection)
+    if invocations >= INVOCATION_LIMIT:
+        following = keyring.new_term(term.number + 1)
+        insert_term(connection, following, invocations=1, now=now)
+        return following
+    connection.execute(
+        update(terms).where(terms.c.number == term.number).values(invocations=invocations + 1)
+    )
+    return term
+
+
+def newest_term(connection: Connection) -> tuple[SealedTerm, int]:
+    """Return the newest term and how often it has sealed."""
     row = connection.execute(
         select(terms).order_by(terms.c.number.desc()).limit(1).with_for_update()
     ).first()
@@ -249,17 +372,11 @@ def _counted_term(connection: Connection, keyring: Keyring, now: int) -> SealedT
         raise CorruptEnvelope("the store has no term to seal with; restore it from a backup")
     number = as_number(row.number, "terms.number", least=1, most=MAX_TERM)
     invocations = as_number(row.invocations, "terms.invocations")
-    if invocations >= INVOCATION_LIMIT:
-        following = keyring.new_term(number + 1)
-        _insert_term(connection, following, invocations=1, now=now)
-        return following
-    connection.execute(
-        update(terms).where(terms.c.number == number).values(invocations=invocations + 1)
-    )
-    return SealedTerm(number, as_bytes(row.sealed, "terms.sealed"))
+    return SealedTerm(number, as_bytes(row.sealed, "terms.sealed")), invocations
 
 
-def _insert_term(connection: Connection, term: SealedTerm, *, invocations: int, now: int) -> None:
+def insert_term(connection: Connection, term: SealedTerm, *, invocations: int, now: int) -> None:
+    """Insert the row of a new term."""
     connection.execute(
         insert(terms).values(
             number=term.number, sealed=term.sealed, invocations=invocations, created_at=now
@@ -267,10 +384,11 @@ def _insert_term(connection: Connection, term: SealedTerm, *, invocations: int, 
     )
 
 
-def _sealed_key(info: KeyInfo, row: Row[tuple[object, ...]]) -> SealedKey:
-    return SealedKey(
+def _sealed_version(info: KeyInfo, row: Row[tuple[object, ...]]) -> SealedVersion:
+    return SealedVersion(
         info=info,
         version=as_number(row.version, "key_versions.version", least=1),
+        created_at=as_time(row.created_at, "key_versions.created_at"),
         term=SealedTerm(
             as_number(row.term, "key_versions.term", least=1, most=MAX_TERM),
             as_bytes(row.sealed_term, "terms.sealed"),
@@ -280,21 +398,95 @@ def _sealed_key(info: KeyInfo, row: Row[tuple[object, ...]]) -> SealedKey:
     )
 
 
-def _key_info(row: Row[tuple[object, ...]]) -> KeyInfo:
+# Outer joins: a key whose state was removed is a damaged key, not one that never was.
+_KEYS = (
+    select(
+        keys,
+        key_states.c.revision,
+        key_states.c.term,
+        key_states.c.sealed.label("state"),
+        terms.c.sealed.label("sealed_term"),
+    )
+    .outerjoin(key_states, key_states.c.name == keys.c.name)
+    .outerjoin(terms, terms.c.number == key_states.c.term)
+)
+
+
+def _key_info(keyring: Keyring, row: Row[tuple[object, ...]]) -> KeyInfo:
+    """Return what the sealed state says, after holding the row to it."""
     name = as_text(row.name, "keys.name")
-    key_type = as_text(row.key_type, "keys.key_type")
     purpose = as_text(row.purpose, "keys.purpose")
     if not is_name(name):
         raise damaged("keys.name")
-    if key_type not in set(KeyType):
-        raise damaged("keys.key_type")
     if purpose not in PURPOSES:
         raise damaged("keys.purpose")
+    if row.state is None or row.sealed_term is None:
+        raise CorruptEnvelope(
+            f"the state of key {name!r}, or the term that seals it, is missing from the store; "
+            "restore it from a backup"
+        )
+    revision = as_number(row.revision, "key_states.revision", least=1)
+    term = SealedTerm(
+        as_number(row.term, "key_states.term", least=1, most=MAX_TERM),
+        as_bytes(row.sealed_term, "terms.sealed"),
+    )
+    state = KeyState.parse(
+        keyring.unseal(
+            term,
+            as_bytes(row.state, "key_states.sealed"),
+            kind=STATE_KIND,
+            name=name,
+            version=revision,
+            purpose=purpose,
+        )
+    )
+    _require_same(
+        repr(name),
+        {
+            "key type": as_text(row.key_type, "keys.key_type") == state.key_type.value,
+            "exportable mark": as_number(row.exportable, "keys.exportable", most=1)
+            == int(state.exportable),
+            "newest version": as_number(row.latest_version, "keys.latest_version", least=1)
+            == state.latest_version,
+            "time of creation": _seconds(as_time(row.created_at, "keys.created_at"))
+            == state.created_at,
+        },
+    )
     return KeyInfo(
         name=name,
-        key_type=KeyType(key_type),
+        key_type=state.key_type,
         purpose=purpose,
-        exportable=bool(as_number(row.exportable, "keys.exportable", most=1)),
-        version=as_number(row.latest_version, "keys.latest_version", least=1),
-        created_at=as_time(row.created_at, "keys.created_at"),
+        exportable=state.exportable,
+        version=state.latest_version,
+        created_at=_time(state.created_at),
+        enabled=not state.disabled,
+        disabled_versions=state.disabled_versions,
+        purge_protected=state.purge_protected,
+        deleted_at=_time(state.deleted_at) if state.deleted else None,
+        purge_at=_time(state.purge_at) if state.deleted else None,
+        purged=state.purged,
+        revision=revision,
     )
+
+
+def _require_same(what: str, same: dict[str, bool]) -> None:
+    for column, is_same in same.items():
+        if not is_same:
+            raise CorruptEnvelope(
+                f"the {column} of {what} was edited and is not what was sealed; "
+                "restore the store from a backup"
+            )
+
+
+def _public_der(payload: Payload) -> bytes:
+    if isinstance(payload, PrivateKeyPayload):
+        return public_key_der(payload.private_key.public_key())
+    return b""
+
+
+def _seconds(time: datetime | None) -> int:
+    return 0 if time is None else int(time.timestamp())
+
+
+def _time(seconds: int) -> datetime:
+    return datetime.fromtimestamp(min(seconds, _LATEST_SECONDS), UTC)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, NoReturn, Self, TypeAlias, TypeVar
 
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa
 from cryptography.hazmat.primitives.asymmetric import utils as asymmetric_utils
 
 from certs.errors import CorruptEnvelope, KeyNotExportable, WrongPurpose
@@ -32,6 +32,7 @@ __all__ = [
     "KeyHandle",
     "StoreECPrivateKey",
     "StoreEd25519PrivateKey",
+    "StoreMLDSA65PrivateKey",
     "StoreRSAPrivateKey",
     "Witness",
     "signing_key_for",
@@ -53,7 +54,6 @@ class KeyHandle:
     name: str
     version: int
     opened: Callable[[bytes], AbstractContextManager[PrivateKey]]
-    witness: Witness | None
 
 
 class _InStore(Generic[_Public]):
@@ -94,9 +94,7 @@ class _InStore(Generic[_Public]):
         self._refuse_export()
 
     def _opened_for(self, data: bytes) -> AbstractContextManager[PrivateKey]:
-        """Show the data to the witness, then open the private key for the length of a block."""
-        if self._handle.witness is not None:
-            self._handle.witness(data)
+        """Open the private key for the length of a block that signs these bytes."""
         return self._handle.opened(data)
 
     def _described(self) -> str:
@@ -160,6 +158,30 @@ class StoreEd25519PrivateKey(_InStore[ed25519.Ed25519PublicKey], ed25519.Ed25519
         self._refuse_export()
 
 
+class StoreMLDSA65PrivateKey(_InStore[mldsa.MLDSA65PublicKey], mldsa.MLDSA65PrivateKey):
+    """An ML-DSA-65 key (FIPS 204) that signs inside its store."""
+
+    def sign(self, data: Buffer, context: Buffer | None = None) -> bytes:
+        """Sign inside the store."""
+        message = bytes(data)
+        with self._opened_for(message) as key:
+            if not isinstance(key, mldsa.MLDSA65PrivateKey):
+                self._refuse_type()
+            return key.sign(message, context)
+
+    def sign_mu(self, mu: Buffer) -> bytes:
+        """Sign a message representative (64 bytes) inside the store; a witness sees just that."""
+        message = bytes(mu)
+        with self._opened_for(message) as key:
+            if not isinstance(key, mldsa.MLDSA65PrivateKey):
+                self._refuse_type()
+            return key.sign_mu(message)
+
+    def private_bytes_raw(self) -> NoReturn:
+        """Raise `KeyNotExportable`."""
+        self._refuse_export()
+
+
 class StoreRSAPrivateKey(_InStore[rsa.RSAPublicKey], rsa.RSAPrivateKey):
     """An RSA key that signs inside its store."""
 
@@ -195,4 +217,6 @@ def signing_key_for(handle: KeyHandle, public_key: PublicKey) -> PrivateKey:
         return StoreECPrivateKey(handle, public_key)
     if isinstance(public_key, rsa.RSAPublicKey):
         return StoreRSAPrivateKey(handle, public_key)
+    if isinstance(public_key, mldsa.MLDSA65PublicKey):
+        return StoreMLDSA65PrivateKey(handle, public_key)
     return StoreEd25519PrivateKey(handle, public_key)

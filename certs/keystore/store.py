@@ -1,8 +1,12 @@
-"""`KeyStore`: named, versioned private keys that sign where they are kept.
+"""`KeyStore`: named, versioned keys and secrets that are used where they are kept.
 
-One store is one SQLite file. Its keys are sealed under a keyring whose root key is wrapped by a KEK
-that lives elsewhere (`certs.keystore.kek`); the file alone opens nothing. Every name has versions
-1, 2, 3, …: writing to a name adds a version, and no version is ever replaced.
+One store is one SQLite file. Its records are sealed under a keyring whose root key is wrapped by a
+KEK that lives elsewhere (`certs.keystore.kek`); the file alone opens nothing. Every name has
+versions 1, 2, 3, …: writing to a name adds a version, and no version is ever replaced. What may
+change is a key's state (disabled, deleted), which is sealed as well (`certs.keystore.state`).
+
+This module is the officer's half, the life of keys and of the store; `certs.keystore.use` is the
+user's. Every operation of either goes through `certs.keystore.gate`.
 
 A store may be shared by threads and opened by several processes. It must not cross fork(2).
 """
@@ -10,50 +14,91 @@ A store may be shared by threads and opened by several processes. It must not cr
 from __future__ import annotations
 
 import contextlib
-from datetime import UTC, datetime
-from functools import partial
-from hashlib import sha256
+import secrets
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from certs.errors import KeyExists, KeyNotExportable, WrongPurpose
-from certs.key_types import (
-    KeyType,
-    PrivateKey,
-    PublicKey,
-    generate_private_key,
-    key_type_of,
-    require_private_key,
-    require_public_key,
+from certs.errors import (
+    InvalidInput,
+    KeyDeleted,
+    KeyExists,
+    KeyNotFound,
+    PurgeProtected,
+    UnsupportedKey,
+    WrongPurpose,
 )
+from certs.key_types import KeyType, generate_private_key, key_type_of, require_private_key
 from certs.keystore.database import BUSY_TIMEOUT_SECONDS, Database, DuplicateRow
-from certs.keystore.gate import Act, Gate, OpenGate
 from certs.keystore.kek import KEKProvider, open_kek
 from certs.keystore.keyring import Keyring, new_store_id, root_context
+from certs.keystore.kinds import default_purpose, require_purpose
+from certs.keystore.maintenance import (
+    Rewrapped,
+    Rewrapping,
+    rotate_term,
+    store_wrapping,
+    wrap_again,
+)
 from certs.keystore.names import require_name
-from certs.keystore.payload import PrivateKeyPayload
+from certs.keystore.payload import (
+    AES_256_BYTES,
+    MAX_SECRET_BYTES,
+    Payload,
+    PrivateKeyPayload,
+    SecretPayload,
+)
 from certs.keystore.records import (
-    PURPOSES,
     KeyInfo,
+    erase_versions,
     find_key,
     first_rows,
+    has_name,
     insert_key,
     keys_after,
     open_keyring,
     opened,
-    read_sealed_key,
+    put_state,
+    read_version,
     seal_version,
 )
-from certs.keystore.signing import KeyHandle, Witness, signing_key_for
+from certs.keystore.state import MAX_DISABLED_VERSIONS
+from certs.keystore.upgrade import upgrade
+from certs.keystore.use import KeyUse, require_present, shown_time
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-__all__ = ["KeyInfo", "KeyStore", "using_provider", "utc_now"]
+    from sqlalchemy import Connection
 
+    from certs.keystore.gate import Act
+
+__all__ = [
+    "DEFAULT_RETENTION",
+    "KeyInfo",
+    "KeyStore",
+    "VersionInfo",
+    "using_provider",
+    "utc_now",
+]
+
+DEFAULT_RETENTION = timedelta(days=30)
+MAX_RETENTION = timedelta(days=3653)
 _PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class VersionInfo:
+    """One version of a key: when it was made, whether it may be used, which term seals it."""
+
+    name: str
+    version: int
+    created_at: datetime
+    enabled: bool
+    term: int
 
 
 def utc_now() -> datetime:
@@ -61,24 +106,12 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class KeyStore:
+class KeyStore(KeyUse):
     """An open key store. Make one with `create`, open one with `open`, close it after use.
 
     `kek` is a provider or the URI of one (``file:/etc/pfs/kek``); a provider that the store opened
     from a URI is closed again at once, since only the root key is needed afterwards.
     """
-
-    def __init__(
-        self,
-        database: Database,
-        keyring: Keyring,
-        clock: Callable[[], datetime],
-        gate: Gate | None = None,
-    ) -> None:
-        self.database = database
-        self._keyring = keyring
-        self._clock = clock
-        self._gate: Gate = OpenGate() if gate is None else gate  # see certs.keystore.gate
 
     def __repr__(self) -> str:
         return f"<KeyStore {self.store_id} at {self.database.path}>"
@@ -139,6 +172,7 @@ class KeyStore:
             with contextlib.ExitStack() as undo:
                 undo.callback(database.close)
                 store = cls(database, open_keyring(database, provider), clock)
+                upgrade(database, store._keyring, int(clock().timestamp()))
                 undo.pop_all()
         return store
 
@@ -148,93 +182,234 @@ class KeyStore:
         return self._keyring.store_id.hex()
 
     def create_key(
-        self, name: str, key_type: KeyType, *, purpose: str = "sign", exportable: bool = False
+        self,
+        name: str,
+        key_type: KeyType,
+        *,
+        purpose: str | None = None,
+        exportable: bool = False,
+        purge_protected: bool = False,
     ) -> KeyInfo:
         """Make a new key of this name, version 1.
 
-        Raises `KeyExists` if the name was ever used, `InvalidName`, or `WrongPurpose` for a purpose
-        other than ``sign``. Of several processes creating one name, exactly one succeeds.
+        `purpose` is ``sign``, ``wrap`` or ``data``; None is the type's usual one. A purge-protected
+        key stays so for ever. Raises `KeyExists` if the name was ever used, `InvalidName`, or
+        `WrongPurpose` for a purpose that keys of this type do not serve. Of several processes
+        creating one name, exactly one succeeds.
         """
         with self._gate.perform("create", name) as act:
             require_name(name)
-            private_key = generate_private_key(KeyType(key_type))
-            return self._insert(act, private_key, purpose, exportable=exportable)
+            if key_type is KeyType.SECRET:
+                raise UnsupportedKey("a secret is not made but set; use set_secret")
+            require_purpose(key_type, purpose or default_purpose(key_type))
+            return self._insert(
+                act,
+                _generated(key_type, exportable=exportable),
+                purpose,
+                purge_protected=purge_protected,
+            )
 
     def import_key(
-        self, name: str, private_key: object, *, purpose: str = "sign", exportable: bool = False
+        self,
+        name: str,
+        key: object,
+        *,
+        purpose: str | None = None,
+        exportable: bool = False,
+        purge_protected: bool = False,
     ) -> KeyInfo:
-        """Store an existing private key as version 1 of a new name.
+        """Store an existing private key, or the 32 bytes of an AES-256 key, under a new name.
 
         Raises as `create_key` does, `UnsupportedKey` for a type that the store does not make, and
         `KeyNotExportable` for a key that is kept in another store.
         """
         with self._gate.perform("import", name) as act:
             require_name(name)
-            return self._insert(
-                act, require_private_key(private_key), purpose, exportable=exportable
-            )
+            payload = _imported(key, exportable=exportable)
+            return self._insert(act, payload, purpose, purge_protected=purge_protected)
+
+    def set_secret(self, name: str, value: bytes, *, purge_protected: bool = False) -> KeyInfo:
+        """Store opaque bytes, 1 to 65,533, as version 1 of a new name or the next of its name.
+
+        `purge_protected` is for a new name. Raises `WrongPurpose` if the name is that of a key.
+        """
+        with self._gate.perform("secret-set", name) as act:
+            require_name(name)
+            if not 1 <= len(value) <= MAX_SECRET_BYTES:
+                raise InvalidInput(f"a secret has 1 to {MAX_SECRET_BYTES} bytes, not {len(value)}")
+            payload = SecretPayload(value, KeyType.SECRET, exportable=True)
+            with self.database.read() as connection:
+                exists = has_name(connection, name)
+            if not exists:
+                with contextlib.suppress(KeyExists):  # another process may be first
+                    return self._insert(act, payload, None, purge_protected=purge_protected)
+            return self._add_version(act, KeyType.SECRET, lambda _: payload)
 
     def rotate(self, name: str) -> KeyInfo:
         """Make a new key as the next version of an existing name; older versions stay usable."""
         with self._gate.perform("rotate", name) as act:
-            return self._rotate(act, name)
+            with self.database.read() as connection:
+                key_type = find_key(connection, self._keyring, name).key_type
+            if key_type is KeyType.SECRET:
+                raise WrongPurpose(f"{name!r} is a secret; set it to make a new version")
+            # Generation is slow for RSA, so it happens outside of the write lock.
+            fresh = _generated(key_type, exportable=False)
+            return self._add_version(
+                act, key_type, lambda exportable: replace(fresh, exportable=exportable)
+            )
 
-    def keys(self) -> Iterator[KeyInfo]:
-        """Yield every key in the order of names, in constant memory.
+    def keys(self, *, deleted: bool = False) -> Iterator[KeyInfo]:
+        """Yield every key in the order of names, in constant memory; deleted ones if asked.
 
-        A key that is created while this runs may or may not appear.
+        A key that is created while this runs may or may not appear. Raises `CorruptEnvelope` at a
+        key whose row is not what was sealed.
         """
         with self._gate.perform("list", ""):
             last = ""
         while True:
             with self.database.read() as connection:
-                page = keys_after(connection, last, _PAGE)
-            yield from page
+                page = keys_after(connection, self._keyring, last, _PAGE)
+            yield from (info for info in page if deleted or info.deleted_at is None)
             if len(page) < _PAGE:
                 return
             last = page[-1].name
 
     def key(self, name: str) -> KeyInfo:
-        """Return what a listing shows of one key; raise `KeyNotFound`."""
+        """Return what a listing shows of one key, deleted or not; raise `KeyNotFound`."""
         with self._gate.perform("show", name), self.database.read() as connection:
-            return find_key(connection, name)
+            return find_key(connection, self._keyring, name)
 
-    def public_key(self, name: str, version: int | None = None) -> PublicKey:
-        """Return the public key of a version (the newest if None), derived from what is sealed."""
-        with self._gate.perform("public-key", name, version) as act:
-            act.version, payload = self._payload(name, version)
-            return require_public_key(payload.private_key.public_key())
-
-    def signing_key(
-        self, name: str, version: int | None = None, *, witness: Witness | None = None
-    ) -> PrivateKey:
-        """Return an object that signs with a version (the newest if None) inside this store.
-
-        It implements cryptography's own private-key interface and holds no private key; what would
-        export one raises `KeyNotExportable`. It stays with its version when the name is rotated,
-        and works as long as the store is open. `witness` is called with the exact bytes to be
-        signed (for a prehashed signature: the digest) before the key is opened; if it raises,
-        nothing is signed.
-        """
-        with self._gate.perform("public-key", name, version) as act:
-            act.version, payload = self._payload(name, version)
-            handle = KeyHandle(
-                name=name,
-                version=act.version,
-                opened=partial(self._signing, name, act.version),
-                witness=witness,
-            )
-            return signing_key_for(handle, require_public_key(payload.private_key.public_key()))
-
-    def export_private_key(self, name: str, version: int | None = None) -> PrivateKey:
-        """Return the private key itself; `KeyNotExportable` unless it was created exportable."""
-        with self._gate.perform("export", name, version) as act:
-            act.version, payload = self._payload(name, version)
-            if not payload.exportable:
-                raise KeyNotExportable(
-                    f"key {name!r} was not created exportable; sign with it through signing_key"
+    def versions(self, name: str) -> tuple[VersionInfo, ...]:
+        """Return every version of a key, oldest first, with its time and whether it may be used."""
+        with self._gate.perform("versions", name), self.database.read() as connection:
+            info = find_key(connection, self._keyring, name)
+            return tuple(
+                VersionInfo(
+                    name=name,
+                    version=sealed.version,
+                    created_at=sealed.created_at,
+                    enabled=info.enabled and sealed.version not in info.disabled_versions,
+                    term=sealed.term.number,
                 )
-            return payload.private_key
+                for number in range(1, info.version + 1)
+                for sealed in [read_version(connection, info, number)]
+            )
+
+    def disable(self, name: str, version: int | None = None) -> KeyInfo:
+        """Take a whole key, or one version of it, out of use until `enable`.
+
+        A disabled key signs, wraps, unwraps, exports and tells nothing; its public key can still be
+        had and its signatures verified.
+        """
+        return self._set_enabled("disable", name, version, enabled=False)
+
+    def enable(self, name: str, version: int | None = None) -> KeyInfo:
+        """Undo `disable` for the whole key, or for one version."""
+        return self._set_enabled("enable", name, version, enabled=True)
+
+    def delete(self, name: str, *, retention: timedelta = DEFAULT_RETENTION) -> KeyInfo:
+        """Delete a key; it can be recovered until the retention time (0 to 10 years) is over.
+
+        Nothing but `recover`, `purge`, `key` and `versions` knows it meanwhile. Its name is never
+        used again, purged or not.
+        """
+        with self._gate.perform("delete", name) as act:
+            if not timedelta(0) <= retention <= MAX_RETENTION:
+                raise InvalidInput(f"a retention time is 0 to {MAX_RETENTION.days} days")
+            now = self._today()
+
+            def change(info: KeyInfo) -> KeyInfo:
+                require_present(info)
+                return replace(info, deleted_at=now, purge_at=now + retention)
+
+            return self._change(act, change)
+
+    def recover(self, name: str) -> KeyInfo:
+        """Undo `delete`; raise `KeyDeleted` once the retention time is over."""
+        with self._gate.perform("recover", name) as act:
+            now = self._today()
+
+            def change(info: KeyInfo) -> KeyInfo:
+                if info.purge_at is None:
+                    raise InvalidInput(f"key {name!r} is not deleted")
+                if info.purged or now >= info.purge_at:
+                    raise KeyDeleted(
+                        f"the retention time of key {name!r} is over; it stays deleted"
+                    )
+                return replace(info, deleted_at=None, purge_at=None)
+
+            return self._change(act, change)
+
+    def purge(self, name: str) -> KeyInfo:
+        """Destroy what is sealed of a deleted key; its name and public keys remain as a headstone.
+
+        Raises `PurgeProtected` for a key that is not deleted, or that is purge-protected and whose
+        retention time is not over. Backups of the store still hold the key.
+        """
+        with self._gate.perform("purge", name) as act:
+            now = self._today()
+
+            def change(info: KeyInfo) -> KeyInfo:
+                if info.purge_at is None:
+                    raise PurgeProtected(f"key {name!r} is not deleted; delete it first")
+                if info.purge_protected and now < info.purge_at:
+                    raise PurgeProtected(
+                        f"key {name!r} is purge-protected until {shown_time(info.purge_at)}"
+                    )
+                return replace(info, purged=True)
+
+            info = self._change(act, change, erase_versions)
+            self.database.fold()
+            return info
+
+    def rotate_term(self) -> int:
+        """Begin a new term and return its number; what is sealed from now on is under it."""
+        with self._gate.perform("rotate-store", "") as act, self.database.write() as connection:
+            term = rotate_term(connection, self._keyring, self._now())
+            act.commit_with(connection)
+            return term
+
+    def rewrap(
+        self,
+        *,
+        records_a_batch: int = 100,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> Rewrapped:
+        """Move every record to the newest term, while others go on using the store.
+
+        Resumable: after a crash, the next call takes up the rest. `progress` is called after each
+        commit with the number of records looked at in it. Raises `CorruptEnvelope` at the end,
+        naming the first record that does not open; the others have been moved.
+        """
+        with self._gate.perform("rewrap", "") as act:
+            run = Rewrapping(self._keyring, records_a_batch)
+            looked_at = 1
+            while looked_at:
+                with self.database.write() as connection:
+                    looked_at = run.batch(connection, self._now())
+                progress(looked_at)
+            with self.database.write() as connection:
+                report = run.report(connection)
+                act.commit_with(connection)
+            self.database.fold()
+            return report
+
+    def rekey(self, kek: KEKProvider | str, new_kek: KEKProvider | str) -> None:
+        """Put the store under another KEK: afterwards only the new one opens it.
+
+        One commit: killed before it, the old KEK opens the store; after it, the new one. Processes
+        that have the store open go on. Raises `WrongKEK` if `kek` is not the present one.
+        """
+        with (
+            self._gate.perform("rekey", "") as act,
+            using_provider(kek) as current,
+            using_provider(new_kek) as new,
+        ):
+            wrapping = wrap_again(self.database, current, new)
+            with self.database.write() as connection:
+                store_wrapping(connection, wrapping)
+                act.commit_with(connection)
+            self.database.fold()
 
     def snapshot(self, destination: str | os.PathLike[str]) -> None:
         """Write a consistent copy to a new file of mode 0600; the same KEK opens it."""
@@ -247,63 +422,98 @@ class KeyStore:
         self.database.close()
 
     def _insert(
-        self, act: Act, private_key: PrivateKey, purpose: str, *, exportable: bool
+        self, act: Act, payload: Payload, purpose: str | None, *, purge_protected: bool
     ) -> KeyInfo:
-        if purpose not in PURPOSES:
-            raise WrongPurpose(f"a private key's purpose is one of {', '.join(PURPOSES)}")
-        key_type = key_type_of(private_key)
-        now = self._now()
+        purpose = purpose or default_purpose(payload.key_type)
+        require_purpose(payload.key_type, purpose)
         act.version = 1
-        info = KeyInfo(act.name, key_type, purpose, exportable, 1, datetime.fromtimestamp(now, UTC))
-        payload = PrivateKeyPayload(private_key, key_type, exportable)
+        info = KeyInfo(
+            name=act.name,
+            key_type=payload.key_type,
+            purpose=purpose,
+            exportable=payload.exportable,
+            version=1,
+            created_at=self._today(),
+            purge_protected=purge_protected,
+        )
+        now = self._now()
         try:
             with self.database.write() as connection:
-                insert_key(connection, info)
+                insert_key(connection, self._keyring, info, now)
                 seal_version(connection, self._keyring, info, payload, now)
                 act.commit_with(connection)
         except DuplicateRow:
             raise KeyExists(
-                f"there is a key named {act.name!r} and a name is never overwritten; "
+                f"there is or was a key named {act.name!r} and a name is never overwritten; "
                 "rotate it, or choose another name"
             ) from None
         return info
 
-    def _rotate(self, act: Act, name: str) -> KeyInfo:
-        with self.database.read() as connection:
-            key_type = find_key(connection, name).key_type
-        private_key = generate_private_key(key_type)  # slow for RSA, so outside of the write lock
+    def _add_version(
+        self, act: Act, key_type: KeyType, payload: Callable[[bool], Payload]
+    ) -> KeyInfo:
+        """Seal a next version; `payload` is told whether the key is exportable."""
+        now = self._now()
+
+        def change(info: KeyInfo) -> KeyInfo:
+            require_present(info)
+            if info.key_type is not key_type:
+                raise WrongPurpose(f"{info.name!r} is a {info.key_type} key; choose another name")
+            act.version = info.version + 1
+            return replace(info, version=info.version + 1)
+
+        def add(connection: Connection, info: KeyInfo) -> None:
+            # The newest version must open: a damaged key is not papered over by a new version.
+            previous = replace(info, version=info.version - 1)
+            opened(self._keyring, read_version(connection, previous, None))
+            seal_version(connection, self._keyring, info, payload(info.exportable), now)
+
+        return self._change(act, change, add)
+
+    def _set_enabled(
+        self, operation: str, name: str, version: int | None, *, enabled: bool
+    ) -> KeyInfo:
+        def change(info: KeyInfo) -> KeyInfo:
+            require_present(info)
+            if version is None:
+                return replace(info, enabled=enabled)
+            if not 1 <= version <= info.version:
+                raise KeyNotFound(f"key {name!r} has versions 1 to {info.version}, not {version}")
+            one = frozenset({version})
+            disabled = info.disabled_versions - one if enabled else info.disabled_versions | one
+            if len(disabled) > MAX_DISABLED_VERSIONS:
+                raise InvalidInput(f"at most {MAX_DISABLED_VERSIONS} versions can be disabled")
+            return replace(info, disabled_versions=disabled)
+
+        with self._gate.perform(operation, name, version) as act:
+            return self._change(act, change)
+
+    def _change(
+        self,
+        act: Act,
+        change: Callable[[KeyInfo], KeyInfo],
+        besides: Callable[[Connection, KeyInfo], None] = lambda _connection, _info: None,
+    ) -> KeyInfo:
+        """Replace a key's state by what `change` makes of it, in one write transaction."""
         with self.database.write() as connection:
-            # Opened, not just read: a new version must not take over an edited exportable mark.
-            current = read_sealed_key(connection, name, None)
-            exportable = opened(self._keyring, current).exportable
-            info = KeyInfo(
-                name=name,
-                key_type=key_type,
-                purpose=current.info.purpose,
-                exportable=exportable,
-                version=current.version + 1,
-                created_at=current.info.created_at,
-            )
-            payload = PrivateKeyPayload(private_key, key_type, exportable)
-            act.version = info.version
-            seal_version(connection, self._keyring, info, payload, self._now())
+            info = change(find_key(connection, self._keyring, act.name))
+            besides(connection, info)
+            put_state(connection, self._keyring, info, self._now())
             act.commit_with(connection)
         return info
 
-    def _payload(self, name: str, version: int | None) -> tuple[int, PrivateKeyPayload]:
-        with self.database.read() as connection:
-            sealed = read_sealed_key(connection, name, version)
-        return sealed.version, opened(self._keyring, sealed)
 
-    @contextlib.contextmanager
-    def _signing(self, name: str, version: int, data: bytes) -> Iterator[PrivateKey]:
-        """Open the private key for one signature; the signature leaves after the block's end."""
-        with self._gate.perform("sign", name, version) as act:
-            act.signed_sha256 = sha256(data).digest()
-            yield self._payload(name, version)[1].private_key
+def _generated(key_type: KeyType, *, exportable: bool) -> Payload:
+    if key_type is KeyType.AES_256:
+        return SecretPayload(secrets.token_bytes(AES_256_BYTES), key_type, exportable)
+    return PrivateKeyPayload(generate_private_key(KeyType(key_type)), key_type, exportable)
 
-    def _now(self) -> int:
-        return int(self._clock().timestamp())
+
+def _imported(key: object, *, exportable: bool) -> Payload:
+    if isinstance(key, bytes) and len(key) == AES_256_BYTES:
+        return SecretPayload(key, KeyType.AES_256, exportable)
+    private_key = require_private_key(key)
+    return PrivateKeyPayload(private_key, key_type_of(private_key), exportable)
 
 
 @contextlib.contextmanager

@@ -42,6 +42,7 @@ __all__ = [
     "authorities",
     "certificates",
     "damaged",
+    "key_states",
     "key_versions",
     "keys",
     "metadata",
@@ -49,7 +50,7 @@ __all__ = [
     "terms",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x50465353  # "PFSS", in SQLite's header: how a store is told from another database
 
 _LATEST_TIME = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
@@ -109,6 +110,17 @@ key_versions = Table(
     Column("public_key", LargeBinary, nullable=False),
     Column("sealed", LargeBinary, nullable=False),
     Column("created_at", _number(), nullable=False),
+    sqlite_strict=True,
+)
+
+# What may change about a key (disabled, deleted, …), sealed; `revision` counts its changes.
+key_states = Table(
+    "key_states",
+    metadata,
+    Column("name", Text, ForeignKey("keys.name"), primary_key=True),
+    Column("revision", _number(), CheckConstraint("revision >= 1"), nullable=False),
+    Column("term", _number(), ForeignKey("terms.number"), nullable=False, index=True),
+    Column("sealed", LargeBinary, nullable=False),
     sqlite_strict=True,
 )
 

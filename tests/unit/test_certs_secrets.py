@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from certs.credential import Credential
 from certs.errors import CertsError
-from certs.key_types import PrivateKey, generate_private_key
+from certs.key_types import PRIVATE_KEY_TYPES, PrivateKey, generate_private_key
 from certs.keystore import KeyStore, KeyType
 from certs.keystore.hazmat import unseal_every_private_key
 from certs.keystore.kek import FileKEK
@@ -73,7 +73,7 @@ def test_the_search_finds_what_it_looks_for(attempt: int) -> None:
     assert not found_in("nothing of the kind", secrets)
 
 
-@pytest.mark.parametrize("key_type", KeyType)
+@pytest.mark.parametrize("key_type", PRIVATE_KEY_TYPES)
 def test_no_representation_and_no_exception_holds_private_bytes(
     tmp_path: Path, key_type: KeyType, caplog: pytest.LogCaptureFixture
 ) -> None:
