@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from certs.errors import CertsError
-from interop.cli import policy, proof, serve
+from interop.cli import keys, policy, proof, serve
 from interop.errors import InteropError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ application = typer.Typer(
 application.add_typer(proof.commands)
 application.add_typer(serve.commands)
 application.add_typer(policy.commands, name="policy")
+application.add_typer(keys.commands, name="keys")
 
 
 def main() -> None:

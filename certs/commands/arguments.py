@@ -1,0 +1,100 @@
+"""What commands on keys are given: a store's address, a KEK, bytes from a file or standard input.
+
+Secrets never come as arguments, which every user of the machine can read in the list of processes.
+They come from a file, from standard input (``-``), or from a prompt that does not show them.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from certs.errors import InvalidInput
+from certs.keystore import KeyStore
+from certs.keystore.files import create_file
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+__all__ = [
+    "MAX_MESSAGE_BYTES",
+    "kek_uri",
+    "open_store",
+    "read_bytes",
+    "read_secret",
+    "store_path",
+    "write_secret",
+]
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+_STANDARD = Path("-")
+
+
+def store_path(url: str | None) -> Path:
+    """Return the file of a store: a path, or ``sqlite:///path``; from PFS_STORE if None."""
+    text = url or os.environ.get("PFS_STORE", "")
+    if not text:
+        raise InvalidInput("no store was named; give --store PATH, or set PFS_STORE")
+    if "://" not in text:
+        return Path(text)
+    parts = urlsplit(text)
+    if parts.scheme != "sqlite" or parts.netloc or len(parts.path) < len("/x"):
+        raise InvalidInput("a store is a path, or sqlite:///relative, or sqlite:////absolute")
+    return Path(unquote(parts.path.removeprefix("/")))
+
+
+def kek_uri(uri: str | None) -> str:
+    """Return the KEK's URI, from PFS_KEK if None."""
+    text = uri or os.environ.get("PFS_KEK", "")
+    if not text:
+        raise InvalidInput("no KEK was named; give --kek file:/path/to/kek, or set PFS_KEK")
+    return text
+
+
+def open_store(store: str | None, kek: str | None) -> KeyStore:
+    """Open the store that the options, or the environment, name."""
+    path = store_path(store)
+    return KeyStore.open(path, kek_uri(kek))
+
+
+def read_bytes(source: Path, most: int = MAX_MESSAGE_BYTES) -> bytes:
+    """Return all of a file, or of standard input for ``-``; `InvalidInput` beyond `most` bytes."""
+    if source == _STANDARD:
+        return _bounded(sys.stdin.buffer, "standard input", most)
+    with source.open("rb") as file:
+        return _bounded(file, str(source), most)
+
+
+def read_secret(source: Path | None, most: int, *, prompt: str) -> bytes:
+    """Return a secret from a file or ``-`` exactly as it stands, or ask for a line of it twice."""
+    if source is not None:
+        return read_bytes(source, most)
+    if not sys.stdin.isatty():
+        raise InvalidInput("there is no terminal to ask at; give --from FILE, or --from -")
+    first = getpass.getpass(f"{prompt}: ")
+    if getpass.getpass(f"{prompt}, again: ") != first:
+        raise InvalidInput("the two were not the same; nothing was stored")
+    return first.encode()
+
+
+def write_secret(destination: Path, content: bytes) -> None:
+    """Write bytes to a new file of mode 0600, or to standard output for ``-``."""
+    if destination == _STANDARD:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+        return
+    try:
+        create_file(destination.absolute(), content)
+    except FileExistsError:
+        raise InvalidInput(f"{destination} exists and is not overwritten") from None
+
+
+def _bounded(file: BinaryIO, name: str, most: int) -> bytes:
+    content = file.read(most + 1)
+    if len(content) > most:
+        raise InvalidInput(f"{name} holds more than {most} bytes")
+    return content

@@ -1,0 +1,471 @@
+"""``pfs keys …``: one function a command; each opens the store, does one thing, prints it."""
+
+from __future__ import annotations
+
+import base64
+import getpass
+import json
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+
+from certs.commands.arguments import (
+    kek_uri,
+    open_store,
+    read_bytes,
+    read_secret,
+    store_path,
+    write_secret,
+)
+from certs.errors import BadSignature, InvalidInput, UnsupportedKey
+from certs.keystore import KeyStore
+from certs.keystore.kek import create_kek
+from certs.keystore.kinds import require_key_type
+from certs.keystore.payload import AES_256_BYTES, MAX_SECRET_BYTES
+from certs.keystore.wrapping import MAX_WRAPPED_KEY_BYTES, MAX_WRAPPING_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from certs.keystore import KeyInfo
+    from certs.keystore.store import VersionInfo
+
+__all__ = [
+    "run_change",
+    "run_create",
+    "run_data_key",
+    "run_delete",
+    "run_export",
+    "run_import",
+    "run_init",
+    "run_list",
+    "run_public_key",
+    "run_rekey",
+    "run_rewrap",
+    "run_rotate_store",
+    "run_secret_get",
+    "run_secret_set",
+    "run_sign",
+    "run_unwrap",
+    "run_verify",
+    "run_versions",
+    "run_wrap",
+]
+
+_MAX_SIGNATURE_BYTES = 64 * 1024
+_MAX_KEY_FILE_BYTES = 64 * 1024
+
+
+def run_init(*, store: str | None, kek: str | None, new_kek: bool, as_json: bool) -> int:
+    """Make a store, and with `new_kek` its KEK before it; return 0."""
+    path, uri = store_path(store), kek_uri(kek)
+    if path.exists():
+        raise InvalidInput(f"{path} exists and is never overwritten; choose another path")
+    if new_kek:
+        create_kek(uri).close()
+    with KeyStore.create(path, uri) as made:
+        _say({"store": str(path), "store_id": made.store_id}, f"made {path}", as_json=as_json)
+    return 0
+
+
+def run_create(
+    *,
+    store: str | None,
+    kek: str | None,
+    name: str,
+    key_type: str,
+    purpose: str | None,
+    exportable: bool,
+    purge_protected: bool,
+    as_json: bool,
+) -> int:
+    """Make a key; return 0."""
+    with open_store(store, kek) as keys:
+        info = keys.create_key(
+            name,
+            require_key_type(key_type),
+            purpose=purpose,
+            exportable=exportable,
+            purge_protected=purge_protected,
+        )
+    return _show(info, as_json=as_json)
+
+
+def run_import(
+    *,
+    store: str | None,
+    kek: str | None,
+    name: str,
+    source: Path,
+    key_type: str | None,
+    purpose: str | None,
+    password_file: Path | None,
+    exportable: bool,
+    purge_protected: bool,
+    as_json: bool,
+) -> int:
+    """Store a private key from PEM or DER, or the 32 bytes of an AES-256 key; return 0."""
+    content = read_bytes(source, _MAX_KEY_FILE_BYTES)
+    symmetric = key_type is not None and require_key_type(key_type).value == "aes-256"
+    if symmetric and len(content) != AES_256_BYTES:
+        raise UnsupportedKey(f"an AES-256 key has {AES_256_BYTES} bytes, not {len(content)}")
+    key = content if symmetric else _loaded(content, password_file)
+    with open_store(store, kek) as keys:
+        info = keys.import_key(
+            name, key, purpose=purpose, exportable=exportable, purge_protected=purge_protected
+        )
+    return _show(info, as_json=as_json)
+
+
+def run_list(*, store: str | None, kek: str | None, deleted: bool, as_json: bool) -> int:
+    """Print every key, a line or a JSON object each; return 0."""
+    with open_store(store, kek) as keys:
+        if as_json:
+            _print_json([_facts(info) for info in keys.keys(deleted=deleted)])
+        else:
+            for info in keys.keys(deleted=deleted):
+                sys.stdout.write(_line(info))
+    return 0
+
+
+def run_change(
+    *,
+    store: str | None,
+    kek: str | None,
+    operation: str,
+    name: str,
+    version: int | None,
+    as_json: bool,
+) -> int:
+    """Show, rotate, disable, enable, recover or purge a key; print what it is then; return 0."""
+    with open_store(store, kek) as keys:
+        changes: Mapping[str, Callable[[], KeyInfo]] = {
+            "show": lambda: keys.key(name),
+            "rotate": lambda: keys.rotate(name),
+            "disable": lambda: keys.disable(name, version),
+            "enable": lambda: keys.enable(name, version),
+            "recover": lambda: keys.recover(name),
+            "purge": lambda: keys.purge(name),
+        }
+        info = changes[operation]()
+    return _show(info, as_json=as_json)
+
+
+def run_versions(*, store: str | None, kek: str | None, name: str, as_json: bool) -> int:
+    """Print every version of a key; return 0."""
+    with open_store(store, kek) as keys:
+        versions = keys.versions(name)
+    if as_json:
+        _print_json([_version_facts(one) for one in versions])
+        return 0
+    for one in versions:
+        state = "enabled" if one.enabled else "disabled"
+        sys.stdout.write(f"{one.version}  {one.created_at:%Y-%m-%d %H:%M}  {state}\n")
+    return 0
+
+
+def run_delete(
+    *, store: str | None, kek: str | None, name: str, retention_days: int, as_json: bool
+) -> int:
+    """Delete a key, to be recovered until its retention time is over; return 0."""
+    with open_store(store, kek) as keys:
+        info = keys.delete(name, retention=timedelta(days=retention_days))
+    return _show(info, as_json=as_json)
+
+
+def run_public_key(
+    *, store: str | None, kek: str | None, name: str, version: int | None, as_json: bool
+) -> int:
+    """Print a public key as PEM; return 0."""
+    with open_store(store, kek) as keys:
+        key = keys.public_key(name, version)
+    pem = key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    ).decode()
+    if as_json:
+        _print_json({"name": name, "public_key": pem})
+    else:
+        sys.stdout.write(pem)
+    return 0
+
+
+def run_export(
+    *,
+    store: str | None,
+    kek: str | None,
+    name: str,
+    version: int | None,
+    out: Path,
+    as_json: bool,
+) -> int:
+    """Write a key that was created exportable: PKCS#8 PEM, not encrypted, or 32 bytes; return 0."""
+    with open_store(store, kek) as keys:
+        if keys.key(name).key_type.value == "aes-256":
+            content = keys.export_symmetric_key(name, version)
+        else:
+            content = keys.export_private_key(name, version).private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+    return _give(out, content, {"name": name}, as_json=as_json)
+
+
+def run_sign(
+    *,
+    store: str | None,
+    kek: str | None,
+    name: str,
+    version: int | None,
+    source: Path,
+    out: Path,
+    as_json: bool,
+) -> int:
+    """Sign a file's bytes and write the signature; return 0."""
+    message = read_bytes(source)
+    with open_store(store, kek) as keys:
+        made = keys.sign(name, message, version=version)
+    facts = {"name": name, "version": made.version, "algorithm": made.algorithm}
+    return _give(out, made.signature, facts, as_json=as_json, field="signature")
+
+
+def run_verify(
+    *,
+    store: str | None,
+    kek: str | None,
+    name: str,
+    version: int | None,
+    source: Path,
+    signature: Path,
+    as_json: bool,
+) -> int:
+    """Say whether a signature is the key's over a file's bytes; return 0 if it is, else 1."""
+    message, claimed = read_bytes(source), read_bytes(signature, _MAX_SIGNATURE_BYTES)
+    with open_store(store, kek) as keys:
+        try:
+            found = keys.verify(name, claimed, message, version=version)
+        except BadSignature as error:
+            _say({"verified": False, "reason": str(error)}, str(error), as_json=as_json)
+            return 1
+    facts = {"verified": True, "name": name, "version": found.version, "algorithm": found.algorithm}
+    _say(facts, f"signed by {name} version {found.version}, {found.algorithm}", as_json=as_json)
+    return 0
+
+
+def run_wrap(
+    *,
+    store: str | None,
+    kek: str | None,
+    name: str,
+    version: int | None,
+    source: Path,
+    out: Path,
+    context: str,
+    as_json: bool,
+) -> int:
+    """Wrap the bytes of a file; return 0."""
+    plaintext = read_bytes(source, MAX_WRAPPED_KEY_BYTES)
+    with open_store(store, kek) as keys:
+        wrapped = keys.wrap(name, plaintext, context=context.encode(), version=version)
+    return _give(out, wrapped, {"name": name}, as_json=as_json, field="wrapped")
+
+
+def run_unwrap(
+    *,
+    store: str | None,
+    kek: str | None,
+    name: str,
+    source: Path,
+    out: Path,
+    context: str,
+    as_json: bool,
+) -> int:
+    """Unwrap what `run_wrap` or `run_data_key` wrapped; return 0."""
+    wrapped = read_bytes(source, MAX_WRAPPING_BYTES)
+    with open_store(store, kek) as keys:
+        plaintext = keys.unwrap(name, wrapped, context=context.encode())
+    return _give(out, plaintext, {"name": name}, as_json=as_json, field="plaintext")
+
+
+def run_data_key(
+    *,
+    store: str | None,
+    kek: str | None,
+    name: str,
+    context: str,
+    out: Path,
+    wrapped_out: Path,
+    as_json: bool,
+) -> int:
+    """Make a data key; write its wrapped form, then the key itself; return 0."""
+    with open_store(store, kek) as keys:
+        key = keys.generate_data_key(name, context=context.encode())
+    write_secret(wrapped_out, key.wrapped)
+    return _give(out, key.plaintext, {"name": name, "version": key.version}, as_json=as_json)
+
+
+def run_secret_set(
+    *,
+    store: str | None,
+    kek: str | None,
+    name: str,
+    source: Path | None,
+    purge_protected: bool,
+    as_json: bool,
+) -> int:
+    """Store a secret from a file, standard input or a prompt; return 0."""
+    value = read_secret(source, MAX_SECRET_BYTES, prompt=f"secret {name}")
+    with open_store(store, kek) as keys:
+        info = keys.set_secret(name, value, purge_protected=purge_protected)
+    return _show(info, as_json=as_json)
+
+
+def run_secret_get(
+    *,
+    store: str | None,
+    kek: str | None,
+    name: str,
+    version: int | None,
+    out: Path,
+    as_json: bool,
+) -> int:
+    """Write a secret exactly as it was stored; return 0."""
+    with open_store(store, kek) as keys:
+        value = keys.get_secret(name, version)
+    return _give(out, value, {"name": name}, as_json=as_json, field="secret")
+
+
+def run_rotate_store(*, store: str | None, kek: str | None, as_json: bool) -> int:
+    """Begin a new term; return 0."""
+    with open_store(store, kek) as keys:
+        term = keys.rotate_term()
+    _say({"term": term}, f"term {term} seals from now on; rewrap moves the rest", as_json=as_json)
+    return 0
+
+
+def run_rewrap(*, store: str | None, kek: str | None, as_json: bool) -> int:
+    """Move every record to the newest term; return 0."""
+    with open_store(store, kek) as keys:
+        done = keys.rewrap()
+    facts = {"term": done.term, "moved": done.moved, "left": done.left}
+    _say(facts, f"{done.moved} records moved to term {done.term}", as_json=as_json)
+    return 0
+
+
+def run_rekey(
+    *, store: str | None, kek: str | None, to_kek: str, new_kek: bool, as_json: bool
+) -> int:
+    """Put the store under another KEK, made first with `new_kek`; return 0."""
+    with open_store(store, kek) as keys:
+        if new_kek:
+            create_kek(to_kek).close()
+        keys.rekey(kek_uri(kek), to_kek)
+    _say({"kek": to_kek}, f"only {to_kek} opens the store now", as_json=as_json)
+    return 0
+
+
+def _loaded(content: bytes, password_file: Path | None) -> object:
+    """Read a private key; ask at the terminal for a password that it needs and that none gave."""
+    password = None
+    if password_file is not None:
+        password = read_bytes(password_file, _MAX_KEY_FILE_BYTES).rstrip(b"\r\n")
+    load = (
+        serialization.load_pem_private_key
+        if content.lstrip().startswith(b"-----BEGIN")
+        else serialization.load_der_private_key
+    )
+    if password is None and b"ENCRYPTED" in content[:200] and sys.stdin.isatty():
+        password = getpass.getpass("password of the key: ").encode()
+    try:
+        return load(content, password)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        # Never chained: the cause may quote what it could not parse.
+        raise UnsupportedKey(
+            "that is no private key in PEM or DER, or its password is missing or wrong; "
+            "give --password-file, and --type aes-256 for 32 raw bytes"
+        ) from None
+
+
+def _facts(info: KeyInfo) -> dict[str, object]:
+    return {
+        "name": info.name,
+        "type": info.key_type.value,
+        "purpose": info.purpose,
+        "version": info.version,
+        "enabled": info.enabled,
+        "disabled_versions": sorted(info.disabled_versions),
+        "exportable": info.exportable,
+        "created_at": info.created_at.isoformat(),
+        "purge_protected": info.purge_protected,
+        "deleted_at": _iso(info.deleted_at),
+        "purge_at": _iso(info.purge_at),
+        "purged": info.purged,
+    }
+
+
+def _version_facts(one: VersionInfo) -> dict[str, object]:
+    return {
+        "version": one.version,
+        "created_at": one.created_at.isoformat(),
+        "enabled": one.enabled,
+        "term": one.term,
+    }
+
+
+def _iso(time: datetime | None) -> str | None:
+    return None if time is None else time.isoformat()
+
+
+def _line(info: KeyInfo) -> str:
+    marks = {
+        "exportable": info.exportable and info.purpose != "secret",
+        "disabled": not info.enabled,
+        "purge-protected": info.purge_protected,
+        "purged": info.purged,
+        f"deleted, recoverable until {info.purge_at:%Y-%m-%d %H:%M} UTC"
+        if info.purge_at
+        else "": info.purge_at is not None and not info.purged,
+    }
+    told = "".join(f"  {mark}" for mark, holds in marks.items() if holds)
+    return f"{info.name}  {info.key_type}  {info.purpose}  version {info.version}{told}\n"
+
+
+def _show(info: KeyInfo, *, as_json: bool) -> int:
+    if as_json:
+        _print_json(_facts(info))
+    else:
+        sys.stdout.write(_line(info))
+    return 0
+
+
+def _give(
+    out: Path,
+    content: bytes,
+    facts: Mapping[str, object],
+    *,
+    as_json: bool,
+    field: str = "key",
+) -> int:
+    """Hand bytes over: raw to a file or standard output, or in base64 within JSON."""
+    if as_json and out == Path("-"):
+        _print_json({**facts, field: base64.b64encode(content).decode()})
+        return 0
+    write_secret(out, content)
+    if as_json:
+        _print_json({**facts, "out": str(out)})
+    return 0
+
+
+def _say(facts: Mapping[str, object], text: str, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(facts)
+    else:
+        sys.stdout.write(f"{text}\n")
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")
