@@ -155,7 +155,11 @@ SERVERS: dict[str, tuple[Callable[[int, Any], Any], dict[str, str]]] = {
 def test_every_function_of_the_document_is_run_here() -> None:
     functions = {node.name for node in ast.parse(CODE).body if isinstance(node, ast.FunctionDef)}
     clients = {name for _, clients in SERVERS.values() for name in clients}
-    assert functions == set(SERVERS) | clients | {"serve_and_renew"}
+    assert functions == set(SERVERS) | clients | {
+        "serve_and_renew",
+        "keep_keys_under",
+        "sign_in_a_token",  # by test_kek_pkcs11, which has a token
+    }
 
 
 @pytest.mark.parametrize("name", list(SERVERS))
@@ -172,6 +176,16 @@ def test_server_and_clients_of_the_document(name: str, desk: Path, identities: A
 def test_renewal_as_in_the_document(desk: Path, identities: Any) -> None:
     with serving("serve_and_renew", desk) as (child, port):
         renewal(child, port, identities)
+
+
+def test_a_store_under_a_passphrase_as_in_the_document(desk: Path) -> None:
+    (desk / "passphrase").touch(0o600)
+    (desk / "passphrase").write_text("twelve characters and more\n")
+    assert run("keep_keys_under", desk / "passphrase", desk) == "ed25519\n"
+    (desk / "sealed-store").unlink()
+    (desk / "passphrase").chmod(0o644)
+    with pytest.raises(AssertionError, match="chmod 600"):
+        run("keep_keys_under", desk / "passphrase", desk)
 
 
 def test_clients_of_the_document_refuse_another_authority(desk: Path, identities: Any) -> None:

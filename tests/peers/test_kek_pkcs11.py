@@ -9,11 +9,13 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import re
 import secrets
 import subprocess
 import sys
 import textwrap
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -41,7 +43,6 @@ from certs.keystore.kek import KeepsPrivateKeys, KEKProvider, create_kek, open_k
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from interop.peers.programs import Program
 
@@ -51,6 +52,7 @@ MODULES = (
     "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
     "/usr/lib64/softhsm/libsofthsm.so",
 )
+HOW_TO = Path(__file__).parents[2] / "docs/how-to.md"
 PIN = "a-pin-that-shows"
 ROOT_KEY = bytes(range(32))
 
@@ -531,6 +533,26 @@ def test_every_way_to_sign_verifies_elsewhere(
             refused()
     with pytest.raises(ValueError, match="length"):
         curve_key.sign(digest[:-1], ec.ECDSA(prehashed))
+
+
+def test_a_token_signs_as_in_the_document(
+    softhsm: SoftHSM, kek: KEKProvider, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = re.findall(
+        r"^```python\n(def sign_in_a_token.*?)^```$",
+        HOW_TO.read_text("utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
+    names: dict[str, Callable[[str], None]] = {}
+    exec(block, names)  # noqa: S102 - the document's own code
+    names["sign_in_a_token"](kek.uri())
+    signature = bytes.fromhex(capsys.readouterr().out)
+    public_key = kek.private_key("issuing").public_key()
+    public_key.verify(signature, b"message")
+    with pytest.raises(InvalidSignature):
+        public_key.verify(signature, b"another message")
+    with pytest.raises(ValueError, match="keeps no private keys"):
+        names["sign_in_a_token"](f"passphrase:?file={softhsm.folder}/pin")
 
 
 def test_a_signature_that_does_not_verify_is_thrown_away(

@@ -83,6 +83,18 @@ _PROVIDERS = {
     "file": _Provider("certs.keystore.kek.file", "FileKEK"),
     "passphrase": _Provider("certs.keystore.kek.passphrase", "PassphraseKEK"),
     "pkcs11": _Provider("certs.keystore.kek.pkcs11", "PKCS11KEK", extra="pkcs11"),
+    "awskms": _Provider(
+        "certs.keystore.kek.awskms",
+        "AWSKMSKEK",
+        extra="awskms",
+        made_by="run: aws kms create-key",
+    ),
+    "azurekeyvault": _Provider(
+        "certs.keystore.kek.azurekeyvault",
+        "AzureKeyVaultKEK",
+        extra="azurekeyvault",
+        made_by="run: az keyvault key create --kty RSA --size 3072 --ops wrapKey unwrapKey",
+    ),
 }
 
 
