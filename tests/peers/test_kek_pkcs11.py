@@ -593,6 +593,17 @@ def test_a_private_key_that_can_leave_is_refused(
         kek.private_key(label)
 
 
+def test_a_type_that_tokens_do_not_make_is_refused(kek: KEKProvider, label: str) -> None:
+    for key_type in set(KeyType) - {*TYPES, KeyType.RSA_2048} - {"rsa-4096"}:
+        with pytest.raises(UnsupportedKey, match="not made in a token"):
+            kek.generate_private_key(label, key_type)
+        with pytest.raises(KeyNotFound):
+            kek.private_key(label)
+    for refused in ("", "two\nlines", "l" * 129):
+        with pytest.raises(UnsupportedKey, match="label"):
+            kek.generate_private_key(refused, KeyType.ED25519)
+
+
 def test_a_key_of_a_closed_kek_no_longer_signs(softhsm: SoftHSM, label: str) -> None:
     kek = create_kek(softhsm.uri(label))
     key = kek.generate_private_key(f"{label}-sign", KeyType.ED25519)
