@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     from certs.key_types import PrivateKey
 
 # The library stamps producedAt of OCSP responses with the system's time, so this is it.
-NOW = datetime.now(UTC).replace(microsecond=0)
+# Ahead of the clock: cryptography stamps producedAt with the system's time, and a response must not
+# have been produced after the moment that it is judged at, however late in a run a test's turn is.
+NOW = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
 WEEK = timedelta(days=7)
 OCSP_RESPONDER = profiles.CertificateProfile(
     name="ocsp-responder",
