@@ -210,9 +210,15 @@ def test_a_client_that_asks_for_key_updates_and_never_reads_is_bounded(
                     attacker.send(*burst, attacker.seal.record(b"x"))
                     sent_bytes += sum(map(len, burst))
             assert server.resident_kibibytes() - resident < 4096
-            # Nothing moves any more, so that the idle deadline ends it.
-            (cut,) = server.wait_for("cut")
-            assert cut["reason"] == "idle for too long"
+            # Nothing moves any more, so that the idle deadline ends it; unless the answers filled
+            # the socket so late that there were too many of them first.
+            server.child.wait_until(
+                lambda: bool(server.log("cut") or server.log("connection_failed")),
+                timeout_seconds=DEADLINE_SECONDS,
+                purpose="ended the connection",
+            )
+            (end,) = server.log("cut") or server.log("connection_failed")
+            assert re.match("idle for too long|the peer sent many messages", str(end["reason"]))
         server.assert_echoes()
 
 

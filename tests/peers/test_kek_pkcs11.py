@@ -6,6 +6,7 @@ configuration when it is initialised.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import pickle
@@ -386,18 +387,21 @@ kek.close()
 
 def test_processes_use_one_token_at_once(kek: KEKProvider) -> None:
     arguments = [kek.uri(), kek.wrap(ROOT_KEY, b"place").hex()]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", PROCESS, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="ascii",
-        )
-        for _ in range(6)
-    ]
-    for process in processes:
-        output, errors = process.communicate(timeout=60)
-        assert (process.returncode, output.strip()) == (0, ROOT_KEY.hex()), errors
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-W", "error", "-c", PROCESS, *arguments],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    encoding="ascii",
+                )
+            )
+            for _ in range(6)
+        ]
+        outcomes = [(process.communicate(timeout=60), process.returncode) for process in processes]
+    for (output, errors), status in outcomes:
+        assert (status, output.strip()) == (0, ROOT_KEY.hex()), errors
 
 
 FORK = """

@@ -19,6 +19,7 @@ that is opened again is initialised again.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import hmac
 import os
@@ -182,14 +183,14 @@ def use_token(
     does not load, no token or several have the attributes, or the login fails.
     """
     module = _module_at(module_path)
-    with module.lock:
+    with module.lock, _alone(module.path):
         token = _find_token(module, attributes)
         label = token.label
     try:
         pin = read_pin(label).decode()  # outside of the lock: a person may be asked
     except UnicodeDecodeError:
         raise KEKUnavailable("a PIN is text in UTF-8; write it so") from None
-    with module.lock, _told("log in to the token"):
+    with module.lock, _alone(module.path), _told("log in to the token"):
         login = module.logins.get(_key_of(token))
         if login is not None:
             if not login.has_pin(pin):
@@ -199,6 +200,27 @@ def use_token(
         login = _Login(token, token.open(user_pin=pin), pin)
         module.logins[_key_of(token)] = login
         return TokenUse(module, login)
+
+
+@contextmanager
+def _alone(module_path: str) -> Iterator[None]:
+    """Keep other processes of ours out while a module starts or logs in.
+
+    A login of SoftHSM writes to the token's files, and a module that reads them at that moment
+    lacks the token or fails without a reason. The lock is on the module's own file, which every
+    user of it can open; one that cannot be locked is used without.
+    """
+    try:
+        descriptor = os.open(module_path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        yield  # loading it says what is wrong
+        return
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _module_at(path: str) -> _Module:
