@@ -31,6 +31,7 @@ from certs.keystore.tables import (
     as_bytes,
     as_number,
     as_text,
+    damaged,
     key_states,
     key_versions,
     keys,
@@ -152,6 +153,8 @@ class Rewrapping:
     ) -> None:
         name = as_text(row.name, f"{table.name}.name")
         number = as_number(row.number, f"{table.name}.{_NUMBERS[table.name]}", least=1)
+        if (name, number) <= self._after:  # a damaged index turns back: this would never end
+            raise damaged(f"{table.name}.name")
         self._after = (name, number)
         key_type = require_key_type(as_text(row.key_type, "keys.key_type"))
         kind = STATE_KIND if table is key_states else kind_of(key_type)

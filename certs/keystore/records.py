@@ -1,6 +1,10 @@
 """The rows of a store: reading them with suspicion, writing them whole.
 
 Functions here run inside a transaction of `database`; `store` decides when one begins and ends.
+
+A row is not even believed to be the one that was asked for. SQLite finds it through an index, which
+is stored as well and can be edited: it may lead from one name or version to the row of another,
+genuine and in its own place. So what was asked for is compared with what the row says it is.
 Nothing read from a row is believed before `opened` has unsealed the record and compared what stands
 in the clear with what was sealed.
 """
@@ -9,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, Row, func, insert, select, update
@@ -164,9 +169,12 @@ def open_keyring(database: Database, kek: KEKProvider) -> Keyring:
 def read_root(connection: Connection) -> RootRow:
     """Return the store's identity and its wrapped root key."""
     columns = store_info.c
-    row = connection.execute(
+    rows = connection.execute(
         select(columns.store_id, columns.root_generation, columns.wrapped_root_key)
-    ).one()
+    ).all()
+    if len(rows) != 1:  # a damaged page can show a row twice, or none
+        raise damaged("store_info.singleton")
+    row = rows[0]
     store_id = as_bytes(row.store_id, "store_info.store_id")
     wrapped = as_bytes(row.wrapped_root_key, "store_info.wrapped_root_key")
     if len(store_id) != STORE_ID_BYTES:
@@ -190,7 +198,10 @@ def find_key(connection: Connection, keyring: Keyring, name: str) -> KeyInfo:
     row = connection.execute(_KEYS.where(keys.c.name == name)).first()
     if row is None:
         raise KeyNotFound(f"there is no key named {name!r}; list the keys, or create it")
-    return _key_info(keyring, row)
+    info = _key_info(keyring, row)
+    if info.name != name:
+        raise _misled(f"key {name!r}")
+    return info
 
 
 def keys_after(
@@ -198,7 +209,11 @@ def keys_after(
 ) -> Sequence[KeyInfo]:
     """Return up to `limit` keys in the order of their names, from the first one after `name`."""
     query = _KEYS.where(keys.c.name > name).order_by(keys.c.name).limit(limit)
-    return [_key_info(keyring, row) for row in connection.execute(query)]
+    page = [_key_info(keyring, row) for row in connection.execute(query)]
+    names = [name, *(info.name for info in page)]
+    if any(one >= following for one, following in pairwise(names)):
+        raise _misled("the list of keys")  # nor would a listing that turns back ever end
+    return page
 
 
 def read_version(connection: Connection, info: KeyInfo, version: int | None) -> SealedVersion:
@@ -229,7 +244,10 @@ def read_version(connection: Connection, info: KeyInfo, version: int | None) -> 
             f"version {wanted} of key {name!r}, or the term that seals it, is missing from the "
             "store; restore it from a backup"
         )
-    return _sealed_version(info, row)
+    sealed = _sealed_version(info, row)
+    if (row.name, sealed.version) != (name, wanted):
+        raise _misled(f"version {wanted} of key {name!r}")
+    return sealed
 
 
 def has_name(connection: Connection, name: str) -> bool:
@@ -466,6 +484,12 @@ def _key_info(keyring: Keyring, row: Row[tuple[object, ...]]) -> KeyInfo:
         purge_at=_time(state.purge_at) if state.deleted else None,
         purged=state.purged,
         revision=revision,
+    )
+
+
+def _misled(what: str) -> CorruptEnvelope:
+    return CorruptEnvelope(
+        f"the store's index of {what} leads to another row; restore the store from a backup"
     )
 
 
