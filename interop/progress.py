@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from interop.interruption import raise_lost_interrupt
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
@@ -63,6 +65,7 @@ class ConsoleProgress(SilentProgress):
             self._console.print(f"{description} ...", markup=False)
 
     def advance(self, done: int) -> None:
-        """Say that `done` steps of the stage are done."""
+        """Say that `done` steps of the stage are done; raises an interrupt that got lost."""
+        raise_lost_interrupt()
         if self._task is not None:
             self._progress.update(self._task, completed=done)

@@ -20,6 +20,7 @@ import typer
 from certs.errors import CertsError
 from interop.cli import keys, policy, proof, serve
 from interop.errors import InteropError
+from interop.interruption import remember_interrupts
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -45,6 +46,7 @@ application.add_typer(keys.commands, name="keys")
 def main() -> None:
     """Run the command line; the entry point of ``pfs``."""
     signal.signal(signal.SIGTERM, _terminate)
+    remember_interrupts()
     try:
         # Not standalone: a usage error is then one line of ours, like any other bad input.
         status = application(sys.argv[1:] or ["--help"], standalone_mode=False)
