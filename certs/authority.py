@@ -244,7 +244,13 @@ def _issue(
             )
         )
 
-    signing_key = store.signing_key(*signer, witness=record)
+    details = {
+        "serial": f"{serial:x}",
+        "subject": subject.rfc4514_string(),
+        "names": ", ".join(str(name.value) for name in names),
+        "profile": profile.name,
+    }
+    signing_key = store.signing_key(*signer, witness=record, details=details)
     certificate = builder.sign(signing_key, signature_hash(issuer_key))
     _require_issued_by(certificate, certificate if parent is None else parent.certificate, key.name)
     return certificate

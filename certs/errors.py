@@ -9,6 +9,8 @@ from __future__ import annotations
 from enum import Enum, StrEnum, auto
 
 __all__ = [
+    "AccessDenied",
+    "AuditLogAltered",
     "BadSignature",
     "CertsError",
     "CorruptEnvelope",
@@ -74,6 +76,18 @@ class KeyDeleted(CertsError):
 
 class PurgeProtected(CertsError):
     """The key cannot be purged yet: it is not deleted, or protected until its retention is over."""
+
+
+class AccessDenied(CertsError):
+    """The principal has no role that permits this; the refusal is in the audit log."""
+
+
+class AuditLogAltered(CertsError):
+    """The audit log is not what was logged; `row` is the first that is not, None if unknown."""
+
+    def __init__(self, message: str, *, row: int | None) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 class BadSignature(CertsError):

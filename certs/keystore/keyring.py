@@ -112,6 +112,27 @@ class Keyring:
         context = RecordContext(self.store_id, kind, name, version, purpose, term.number)
         return unseal(self._open_term(term), context, record)
 
+    def seal_above_terms(
+        self, plaintext: bytes, *, kind: str, name: str, version: int, purpose: str
+    ) -> bytes:
+        """Seal one record under the root key itself: for the few that no term should outlive.
+
+        They change by hand (grants) or never (the audit log's key), so they are not counted.
+        """
+        context = RecordContext(self.store_id, kind, name, version, purpose, _ROOT_LEVEL)
+        return seal(self._open_root(), context, plaintext)
+
+    def unseal_above_terms(
+        self, record: bytes, *, kind: str, name: str, version: int, purpose: str
+    ) -> bytes:
+        """Open what `seal_above_terms` sealed; raise `CorruptEnvelope` if it is anything else."""
+        context = RecordContext(self.store_id, kind, name, version, purpose, _ROOT_LEVEL)
+        return unseal(self._open_root(), context, record)
+
+    def require_open(self) -> None:
+        """Raise `StoreError` if the keyring was closed."""
+        self._open_root()
+
     def close(self) -> None:
         """Drop every key."""
         self._root = None

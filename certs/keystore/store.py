@@ -6,7 +6,8 @@ versions 1, 2, 3, …: writing to a name adds a version, and no version is ever 
 change is a key's state (disabled, deleted), which is sealed as well (`certs.keystore.state`).
 
 This module is the officer's half, the life of keys and of the store; `certs.keystore.use` is the
-user's. Every operation of either goes through `certs.keystore.gate`.
+user's, `certs.keystore.oversight` the auditor's. Every operation of any goes through
+`certs.keystore.gate`: who may is decided there, and what was done is recorded.
 
 A store may be shared by threads and opened by several processes. It must not cross fork(2).
 """
@@ -30,7 +31,11 @@ from certs.errors import (
     WrongPurpose,
 )
 from certs.key_types import KeyType, generate_private_key, key_type_of, require_private_key
+from certs.keystore.access import OWNER, require_principal
+from certs.keystore.audit import AuditEntry
+from certs.keystore.audit_log import AuditLog
 from certs.keystore.database import BUSY_TIMEOUT_SECONDS, Database, DuplicateRow
+from certs.keystore.gate import Gate
 from certs.keystore.kek import KEKProvider, open_kek
 from certs.keystore.keyring import Keyring, new_store_id, root_context
 from certs.keystore.kinds import default_purpose, require_purpose
@@ -42,6 +47,7 @@ from certs.keystore.maintenance import (
     wrap_again,
 )
 from certs.keystore.names import require_name
+from certs.keystore.oversight import KeyOversight
 from certs.keystore.payload import (
     AES_256_BYTES,
     MAX_SECRET_BYTES,
@@ -64,8 +70,8 @@ from certs.keystore.records import (
     seal_version,
 )
 from certs.keystore.state import MAX_DISABLED_VERSIONS
-from certs.keystore.upgrade import upgrade
-from certs.keystore.use import KeyUse, require_present, shown_time
+from certs.keystore.upgrade import begin_oversight, upgrade
+from certs.keystore.use import require_present, shown_time
 
 if TYPE_CHECKING:
     import os
@@ -106,11 +112,12 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class KeyStore(KeyUse):
+class KeyStore(KeyOversight):
     """An open key store. Make one with `create`, open one with `open`, close it after use.
 
     `kek` is a provider or the URI of one (``file:/etc/pfs/kek``); a provider that the store opened
-    from a URI is closed again at once, since only the root key is needed afterwards.
+    from a URI is closed again at once, since only the root key is needed afterwards. `principal` is
+    on whose behalf it acts; the owner is granted everything until that is revoked.
     """
 
     def __repr__(self) -> str:
@@ -133,6 +140,7 @@ class KeyStore(KeyUse):
         path: str | os.PathLike[str],
         kek: KEKProvider | str,
         *,
+        principal: str = OWNER,
         clock: Callable[[], datetime] = utc_now,
         busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS,
     ) -> Self:
@@ -147,10 +155,19 @@ class KeyStore(KeyUse):
             associated_data = root_context(keyring.store_id, 1).encode()
             wrapped = provider.wrap(root_key, associated_data)
             now = int(clock().timestamp())
-            Database.create(where, lambda rows: first_rows(rows, keyring, wrapped, now))
+            entry = AuditEntry(now, require_principal(principal), "init", "", "done")
+
+            def fill(connection: Connection) -> None:
+                first_rows(connection, keyring, wrapped, now)
+                begin_oversight(connection, keyring, entry)
+
+            Database.create(where, fill)
             keyring.close()
             # By the same provider: whoever was asked for a passphrase is not asked twice.
-            return cls.open(where, provider, clock=clock, busy_timeout_seconds=busy_timeout_seconds)
+            patience = busy_timeout_seconds
+            return cls.open(
+                where, provider, principal=principal, clock=clock, busy_timeout_seconds=patience
+            )
 
     @classmethod
     def open(
@@ -158,6 +175,7 @@ class KeyStore(KeyUse):
         path: str | os.PathLike[str],
         kek: KEKProvider | str,
         *,
+        principal: str = OWNER,
         clock: Callable[[], datetime] = utc_now,
         busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS,
     ) -> Self:
@@ -171,8 +189,10 @@ class KeyStore(KeyUse):
             )
             with contextlib.ExitStack() as undo:
                 undo.callback(database.close)
-                store = cls(database, open_keyring(database, provider), clock)
-                upgrade(database, store._keyring, int(clock().timestamp()))
+                keyring = open_keyring(database, provider)
+                upgrade(database, keyring, int(clock().timestamp()), require_principal(principal))
+                gate = Gate(database, keyring, AuditLog(keyring), clock, principal)
+                store = cls(database, keyring, clock, gate)
                 undo.pop_all()
         return store
 

@@ -39,9 +39,12 @@ __all__ = [
     "as_optional_bytes",
     "as_text",
     "as_time",
+    "audit_head",
+    "audit_log",
     "authorities",
     "certificates",
     "damaged",
+    "grants",
     "key_states",
     "key_versions",
     "keys",
@@ -50,7 +53,7 @@ __all__ = [
     "terms",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 APPLICATION_ID = 0x50465353  # "PFSS", in SQLite's header: how a store is told from another database
 
 _LATEST_TIME = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
@@ -154,6 +157,37 @@ authorities = Table(
     Column("name", Text, ForeignKey("keys.name"), primary_key=True),
     Column("parent", Text, ForeignKey("authorities.name"), nullable=True),
     Column("serial", LargeBinary, ForeignKey("certificates.serial"), nullable=False),
+    sqlite_strict=True,
+)
+
+
+# What each principal is granted, sealed; `revision` counts its changes.
+grants = Table(
+    "grants",
+    metadata,
+    Column("principal", Text, primary_key=True),
+    Column("revision", _number(), CheckConstraint("revision >= 1"), nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    sqlite_strict=True,
+)
+
+# Rows are only ever added; each bears the log's signature over all up to and including it.
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("number", _number(), CheckConstraint("number >= 0"), primary_key=True),
+    Column("entry", LargeBinary, nullable=False),
+    Column("signature", LargeBinary, nullable=False),
+    sqlite_strict=True,
+)
+
+audit_head = Table(
+    "audit_head",
+    metadata,
+    Column("singleton", _flag(), CheckConstraint("singleton = 1"), primary_key=True),
+    Column("size", _number(), nullable=False),
+    Column("frontier", LargeBinary, nullable=False),
+    Column("key", LargeBinary, nullable=False),
     sqlite_strict=True,
 )
 

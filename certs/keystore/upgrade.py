@@ -1,15 +1,21 @@
 """Bringing a store of an older schema to the present one, in one transaction.
 
 Schema 1 had private keys alone, and no sealed state: each key is opened once, so that only what was
-sealed with it, and not an edited row, goes into the state that is sealed now.
+sealed with it, and not an edited row, goes into the state that is sealed now. Schema 2 had neither
+grants nor an audit log: the log begins with the upgrade, and the owner is granted everything.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sqlalchemy import insert, select, update
 
+from certs.keystore.access import OWNER
+from certs.keystore.audit import AuditEntry
+from certs.keystore.audit_log import AuditLog
+from certs.keystore.grants import begin_grants
 from certs.keystore.kinds import require_key_type
 from certs.keystore.records import (
     KeyInfo,
@@ -36,10 +42,19 @@ if TYPE_CHECKING:
     from certs.keystore.database import Database
     from certs.keystore.keyring import Keyring
 
-__all__ = ["upgrade"]
+__all__ = ["begin_oversight", "upgrade"]
+
+_SEALED_STATES = 2  # the first schema that has them
 
 
-def upgrade(database: Database, keyring: Keyring, now: int) -> None:
+def begin_oversight(connection: Connection, keyring: Keyring, entry: AuditEntry) -> None:
+    """Grant the owner everything and begin the audit log, whose first row tells of it."""
+    begin_grants(connection, keyring)
+    first = replace(entry, details={**entry.details, "principal": OWNER, "revision": "1"})
+    AuditLog.begin(connection, keyring, first)
+
+
+def upgrade(database: Database, keyring: Keyring, now: int, principal: str) -> None:
     """Bring the store to `SCHEMA_VERSION` if it is older; all or nothing.
 
     Raises `CorruptEnvelope` if a key of the older store was tampered with.
@@ -50,8 +65,12 @@ def upgrade(database: Database, keyring: Keyring, now: int) -> None:
     with database.write() as connection:
         if schema_of(connection) == SCHEMA_VERSION:
             return  # another process was first
+        old = schema_of(connection)
         metadata.create_all(connection)
-        _seal_states(connection, keyring, now)
+        if old < _SEALED_STATES:
+            _seal_states(connection, keyring, now)
+        entry = AuditEntry(now, principal, "upgrade", "", "done", details={"schema": str(old)})
+        begin_oversight(connection, keyring, entry)
         connection.execute(update(store_info).values(schema_version=SCHEMA_VERSION))
 
 

@@ -25,7 +25,6 @@ from certs.errors import (
     WrongPurpose,
 )
 from certs.key_types import PrivateKey, PublicKey, require_public_key
-from certs.keystore.gate import Act, Gate, OpenGate
 from certs.keystore.kinds import DATA, PURPOSES, SECRET, SIGN, WRAP
 from certs.keystore.payload import Payload, PrivateKeyPayload
 from certs.keystore.records import KeyInfo, find_key, opened, read_version
@@ -40,10 +39,11 @@ from certs.keystore.wrapping import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from certs.keystore.database import Database
     from certs.keystore.envelope import RecordContext
+    from certs.keystore.gate import Act, Gate
     from certs.keystore.keyring import Keyring
 
 __all__ = ["DataKey", "KeyUse", "require_present", "shown_time"]
@@ -84,12 +84,12 @@ class _KeyAccess:
         database: Database,
         keyring: Keyring,
         clock: Callable[[], datetime],
-        gate: Gate | None = None,
+        gate: Gate,
     ) -> None:
         self.database = database
         self._keyring = keyring
         self._clock = clock
-        self._gate: Gate = OpenGate() if gate is None else gate  # see certs.keystore.gate
+        self._gate = gate  # see certs.keystore.gate
 
     def _open(
         self,
@@ -141,7 +141,12 @@ class KeyUse(_KeyAccess):
             return require_public_key(key.private_key().public_key())
 
     def signing_key(
-        self, name: str, version: int | None = None, *, witness: Witness | None = None
+        self,
+        name: str,
+        version: int | None = None,
+        *,
+        witness: Witness | None = None,
+        details: Mapping[str, str] | None = None,
     ) -> PrivateKey:
         """Return an object that signs with a version inside this store.
 
@@ -149,14 +154,15 @@ class KeyUse(_KeyAccess):
         export one raises `KeyNotExportable`. It stays with its version when the name is rotated,
         and works as long as the store is open and the key enabled. `witness` is called with the
         exact bytes to be signed (for a prehashed signature: the digest) before the key is opened;
-        if it raises, nothing is signed.
+        if it raises, nothing is signed. `details` are public facts for the audit log's rows of the
+        signatures: what a certificate's serial number is, and whose it is.
         """
         with self._gate.perform("public-key", name, version) as act:
             key = self._open(act, version, (SIGN,), even_disabled=True)
             handle = KeyHandle(
                 name=name,
                 version=key.version,
-                opened=partial(self._signing, name, key.version, witness),
+                opened=partial(self._signing, name, key.version, witness, dict(details or {})),
             )
             return signing_key_for(handle, require_public_key(key.private_key().public_key()))
 
@@ -255,11 +261,17 @@ class KeyUse(_KeyAccess):
 
     @contextlib.contextmanager
     def _signing(
-        self, name: str, version: int, witness: Witness | None, data: bytes
+        self,
+        name: str,
+        version: int,
+        witness: Witness | None,
+        details: dict[str, str],
+        data: bytes,
     ) -> Iterator[PrivateKey]:
         """Open the private key for one signature; the signature leaves after the block's end."""
         with self._gate.perform("sign", name, version) as act:
             act.signed_sha256 = sha256(data).digest()
+            act.details = details
             if witness is not None:
                 witness(data)
             yield self._open(act, version, (SIGN,)).private_key()

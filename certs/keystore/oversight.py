@@ -1,0 +1,127 @@
+"""The auditor's part of `KeyStore`: who may do what, and the log of what was done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from certs.keystore.access import Grant, require_principal, require_role, require_scope
+from certs.keystore.audit import (
+    AuditEntry,
+    AuditRow,
+    export_header,
+    export_line,
+    extension_text,
+    inclusion_text,
+)
+from certs.keystore.grants import all_grants, change_grants, require_newest
+from certs.keystore.notes import Checkpoint
+from certs.keystore.use import KeyUse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["KeyOversight"]
+
+_GRANTING = {"init", "upgrade", "grant", "revoke"}  # entries that tell of a principal's revision
+
+
+class KeyOversight(KeyUse):
+    """The part of `KeyStore` that grants and that reads the audit log.
+
+    Each operation is recorded as any other. `AccessDenied` if the principal may not.
+    """
+
+    @property
+    def principal(self) -> str:
+        """On whose behalf this store acts."""
+        return self._gate.principal
+
+    def acting_as(self, principal: str) -> Self:
+        """Return this open store acting for another principal; both share what closing closes.
+
+        For programs that serve several: `certs.keystore.access.principal_of` names the principal of
+        a client certificate.
+        """
+        gate = self._gate.acting_as(require_principal(principal))
+        return type(self)(self.database, self._keyring, self._clock, gate)
+
+    def grant(self, principal: str, role: str, scope: str) -> None:
+        """Give a principal a role for a scope: a name and what is below it, or ``*``."""
+        self._change_grants("grant", principal, role, scope)
+
+    def revoke(self, principal: str, role: str, scope: str) -> None:
+        """Take exactly that grant away; `InvalidInput` if there is none or nobody could grant."""
+        self._change_grants("revoke", principal, role, scope)
+
+    def grants(self) -> dict[str, frozenset[Grant]]:
+        """Return every principal that is granted anything, with its grants."""
+        with self._gate.perform("grants", ""), self.database.read() as connection:
+            return all_grants(connection, self._keyring)
+
+    def audit_entries(self, start: int = 0) -> Iterator[tuple[int, AuditEntry]]:
+        """Yield the log's rows from number `start` on, unchecked, in constant memory."""
+        with self._gate.perform("audit-read", ""):
+            pass
+        with self.database.read() as connection:
+            for row in self._gate.log.rows(connection, start):
+                yield row.number, AuditEntry.parse(row.entry)
+
+    def verify_audit_log(self, earlier: bytes | None = None) -> bytes:
+        """Check the whole log and the grants against it; return its checkpoint, signed.
+
+        `earlier` is such a checkpoint from before, kept elsewhere: with it, a store that was put
+        back to an older copy is found out too. Raises `AuditLogAltered` with the first row that is
+        not as logged; `InvalidInput` or `BadSignature` for `earlier`.
+        """
+        with self._gate.perform("audit-verify", ""), self.database.read() as connection:
+            log = self._gate.log
+            known = None if earlier is None else Checkpoint.open(earlier, log.key(connection))
+            told: dict[str, tuple[int, int]] = {}
+
+            def each(row: AuditRow, entry: AuditEntry) -> None:
+                if entry.operation in _GRANTING and entry.outcome == "done":
+                    told[entry.details["principal"]] = (row.number, int(entry.details["revision"]))
+
+            note = log.check(connection, known, each)
+            require_newest(connection, self._keyring, told)
+            return note
+
+    def export_audit_log(self, write: Callable[[bytes], object]) -> bytes:
+        """Write the log for checking elsewhere, piece by piece; return its checkpoint, signed.
+
+        Each row is checked before it is written.
+        """
+        with self._gate.perform("audit-read", ""), self.database.read() as connection:
+            log = self._gate.log
+            write(export_header(log.key(connection)))
+            return log.check(connection, None, lambda row, _: write(export_line(row)))
+
+    def prove_audit_entry(self, number: int) -> bytes:
+        """Return a row with the proof that it is in the log, and nothing of other rows."""
+        with self._gate.perform("audit-read", ""), self.database.read() as connection:
+            log = self._gate.log
+            rows: list[AuditRow] = []
+            log.check(connection, None, lambda row, _: rows.append(row))
+            return inclusion_text(rows, number, log.key(connection))
+
+    def prove_audit_extension(self, earlier: bytes) -> bytes:
+        """Return a proof that the log extends an earlier signed checkpoint, without any rows."""
+        with self._gate.perform("audit-read", ""), self.database.read() as connection:
+            log = self._gate.log
+            key = log.key(connection)
+            known = Checkpoint.open(earlier, key)
+            rows: list[AuditRow] = []
+            log.check(connection, known, lambda row, _: rows.append(row))
+            return extension_text(rows, known, key)
+
+    def _change_grants(self, operation: str, principal: str, role: str, scope: str) -> None:
+        with self._gate.perform(operation, "") as act:
+            grant = Grant(require_role(role), require_scope(scope))
+            require_principal(principal)
+            act.details = {"principal": principal, "role": grant.role.value, "scope": grant.scope}
+            with self.database.write() as connection:
+                revision = change_grants(
+                    connection, self._keyring, principal, grant, give=operation == "grant"
+                )
+                act.details["revision"] = str(revision)
+                act.commit_with(connection)
