@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from certs.errors import InvalidInput
 from certs.keystore import KeyStore
+from certs.keystore.access import OWNER
 from certs.keystore.files import create_file
 
 if TYPE_CHECKING:
@@ -56,9 +57,10 @@ def kek_uri(uri: str | None) -> str:
 
 
 def open_store(store: str | None, kek: str | None) -> KeyStore:
-    """Open the store that the options, or the environment, name."""
+    """Open the store that the options or the environment name, for PFS_PRINCIPAL or its owner."""
     path = store_path(store)
-    return KeyStore.open(path, kek_uri(kek))
+    principal = os.environ.get("PFS_PRINCIPAL", OWNER)
+    return KeyStore.open(path, kek_uri(kek), principal=principal)
 
 
 def read_bytes(source: Path, most: int = MAX_MESSAGE_BYTES) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import getpass
-import json
 import sys
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,6 +20,7 @@ from certs.commands.arguments import (
     store_path,
     write_secret,
 )
+from certs.commands.output import print_json, say
 from certs.errors import BadSignature, InvalidInput, UnsupportedKey
 from certs.keystore import KeyStore
 from certs.keystore.kek import create_kek
@@ -68,7 +68,7 @@ def run_init(*, store: str | None, kek: str | None, new_kek: bool, as_json: bool
     if new_kek:
         create_kek(uri).close()
     with KeyStore.create(path, uri) as made:
-        _say({"store": str(path), "store_id": made.store_id}, f"made {path}", as_json=as_json)
+        say({"store": str(path), "store_id": made.store_id}, f"made {path}", as_json=as_json)
     return 0
 
 
@@ -125,7 +125,7 @@ def run_list(*, store: str | None, kek: str | None, deleted: bool, as_json: bool
     """Print every key, a line or a JSON object each; return 0."""
     with open_store(store, kek) as keys:
         if as_json:
-            _print_json([_facts(info) for info in keys.keys(deleted=deleted)])
+            print_json([_facts(info) for info in keys.keys(deleted=deleted)])
         else:
             for info in keys.keys(deleted=deleted):
                 sys.stdout.write(_line(info))
@@ -160,7 +160,7 @@ def run_versions(*, store: str | None, kek: str | None, name: str, as_json: bool
     with open_store(store, kek) as keys:
         versions = keys.versions(name)
     if as_json:
-        _print_json([_version_facts(one) for one in versions])
+        print_json([_version_facts(one) for one in versions])
         return 0
     for one in versions:
         state = "enabled" if one.enabled else "disabled"
@@ -187,7 +187,7 @@ def run_public_key(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     ).decode()
     if as_json:
-        _print_json({"name": name, "public_key": pem})
+        print_json({"name": name, "public_key": pem})
     else:
         sys.stdout.write(pem)
     return 0
@@ -249,10 +249,10 @@ def run_verify(
         try:
             found = keys.verify(name, claimed, message, version=version)
         except BadSignature as error:
-            _say({"verified": False, "reason": str(error)}, str(error), as_json=as_json)
+            say({"verified": False, "reason": str(error)}, str(error), as_json=as_json)
             return 1
     facts = {"verified": True, "name": name, "version": found.version, "algorithm": found.algorithm}
-    _say(facts, f"signed by {name} version {found.version}, {found.algorithm}", as_json=as_json)
+    say(facts, f"signed by {name} version {found.version}, {found.algorithm}", as_json=as_json)
     return 0
 
 
@@ -343,7 +343,7 @@ def run_rotate_store(*, store: str | None, kek: str | None, as_json: bool) -> in
     """Begin a new term; return 0."""
     with open_store(store, kek) as keys:
         term = keys.rotate_term()
-    _say({"term": term}, f"term {term} seals from now on; rewrap moves the rest", as_json=as_json)
+    say({"term": term}, f"term {term} seals from now on; rewrap moves the rest", as_json=as_json)
     return 0
 
 
@@ -352,7 +352,7 @@ def run_rewrap(*, store: str | None, kek: str | None, as_json: bool) -> int:
     with open_store(store, kek) as keys:
         done = keys.rewrap()
     facts = {"term": done.term, "moved": done.moved, "left": done.left}
-    _say(facts, f"{done.moved} records moved to term {done.term}", as_json=as_json)
+    say(facts, f"{done.moved} records moved to term {done.term}", as_json=as_json)
     return 0
 
 
@@ -364,7 +364,7 @@ def run_rekey(
         if new_kek:
             create_kek(to_kek).close()
         keys.rekey(kek_uri(kek), to_kek)
-    _say({"kek": to_kek}, f"only {to_kek} opens the store now", as_json=as_json)
+    say({"kek": to_kek}, f"only {to_kek} opens the store now", as_json=as_json)
     return 0
 
 
@@ -436,7 +436,7 @@ def _line(info: KeyInfo) -> str:
 
 def _show(info: KeyInfo, *, as_json: bool) -> int:
     if as_json:
-        _print_json(_facts(info))
+        print_json(_facts(info))
     else:
         sys.stdout.write(_line(info))
     return 0
@@ -452,20 +452,9 @@ def _give(
 ) -> int:
     """Hand bytes over: raw to a file or standard output, or in base64 within JSON."""
     if as_json and out == Path("-"):
-        _print_json({**facts, field: base64.b64encode(content).decode()})
+        print_json({**facts, field: base64.b64encode(content).decode()})
         return 0
     write_secret(out, content)
     if as_json:
-        _print_json({**facts, "out": str(out)})
+        print_json({**facts, "out": str(out)})
     return 0
-
-
-def _say(facts: Mapping[str, object], text: str, *, as_json: bool) -> None:
-    if as_json:
-        _print_json(facts)
-    else:
-        sys.stdout.write(f"{text}\n")
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=1) + "\n")
