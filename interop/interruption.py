@@ -19,8 +19,12 @@ _seen: list[int] = []
 
 
 def remember_interrupts() -> None:
-    """Install the handler of SIGINT; for the main thread of a command."""
-    signal.signal(signal.SIGINT, _interrupt)
+    """Install the handler of SIGINT; for the main thread of a command.
+
+    Whoever started us with SIGINT ignored, as a shell does with ``pfs prove &``, is obeyed.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
 
 
 def raise_lost_interrupt() -> None:

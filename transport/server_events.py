@@ -4,10 +4,10 @@ Engines and supervisor call a method here for each thing that happens; what it i
 and how it is counted is decided in this one place. The rule is one line and one clear reason for
 each failure: whoever handles an error reports it here and nobody else does.
 
-**Floods are summed up.** Of refusals and failed handshakes, which cost a peer next to nothing, the
-first few of a kind in a second are written, and the others counted in one line: see
-`transport.server_floods`. The metrics count each one. What comes after a handshake has cost the
-peer a handshake, and is written line by line.
+**Floods are summed up.** The first few of a kind in a second are written, and the others counted in
+one line: see `transport.server_floods`. The metrics count each one. Refusals and failed handshakes
+cost a peer next to nothing, so there it is a few indeed; what comes after a handshake has cost the
+peer that, and a hundred are written.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ __all__ = ["Meter", "NoMeter", "ServerEvents", "failure_facts", "peer_text"]
 
 _MAX_REFUSALS: Final = 1  # lines of a kind in a second
 _MAX_FAILURES: Final = 10
+_MAX_ENDS: Final = 100
 
 
 class Meter(Protocol):
@@ -137,13 +138,16 @@ class ServerEvents:
     def connection_cut(self, address: object, reason: str) -> None:
         """Report a connection that the server ended at a deadline."""
         self.meter.connection_failed(reason)
-        self.log.write("cut", peer=peer_text(address), reason=reason)
+        if self._floods.admits("cut", "reason", reason, most=_MAX_ENDS):
+            self.log.write("cut", peer=peer_text(address), reason=reason)
 
     def connection_failed(self, address: object, error: BaseException) -> None:
         """Report a connection whose handler raised."""
-        self.meter.connection_failed(type(error).__name__)
+        kind = type(error).__name__
+        self.meter.connection_failed(kind)
         event = "connection_failed" if isinstance(error, OSError) else "handler_failed"
-        self.log.write(event, peer=peer_text(address), **failure_facts(error))
+        if self._floods.admits(event, "kind", kind, most=_MAX_ENDS):
+            self.log.write(event, peer=peer_text(address), **failure_facts(error))
 
     def accepting_paused(self, error: OSError) -> None:
         """Report that no connection can be accepted for want of descriptors or memory."""

@@ -21,6 +21,8 @@ from certs.keystore.files import create_file
 if TYPE_CHECKING:
     from typing import BinaryIO
 
+    from certs.keystore.kek import KEKProvider
+
 __all__ = [
     "MAX_MESSAGE_BYTES",
     "kek_uri",
@@ -56,11 +58,12 @@ def kek_uri(uri: str | None) -> str:
     return text
 
 
-def open_store(store: str | None, kek: str | None) -> KeyStore:
+def open_store(store: str | None, kek: KEKProvider | str | None) -> KeyStore:
     """Open the store that the options or the environment name, for PFS_PRINCIPAL or its owner."""
     path = store_path(store)
     principal = os.environ.get("PFS_PRINCIPAL", OWNER)
-    return KeyStore.open(path, kek_uri(kek), principal=principal)
+    opener = kek_uri(kek) if kek is None or isinstance(kek, str) else kek
+    return KeyStore.open(path, opener, principal=principal)
 
 
 def read_bytes(source: Path, most: int = MAX_MESSAGE_BYTES) -> bytes:

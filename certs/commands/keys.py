@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import getpass
 import sys
 from datetime import datetime, timedelta
@@ -23,7 +24,7 @@ from certs.commands.arguments import (
 from certs.commands.output import print_json, say
 from certs.errors import BadSignature, InvalidInput, UnsupportedKey
 from certs.keystore import KeyStore
-from certs.keystore.kek import create_kek
+from certs.keystore.kek import create_kek, open_kek
 from certs.keystore.kinds import require_key_type
 from certs.keystore.payload import AES_256_BYTES, MAX_SECRET_BYTES
 from certs.keystore.wrapping import MAX_WRAPPED_KEY_BYTES, MAX_WRAPPING_BYTES
@@ -360,10 +361,14 @@ def run_rekey(
     *, store: str | None, kek: str | None, to_kek: str, new_kek: bool, as_json: bool
 ) -> int:
     """Put the store under another KEK, made first with `new_kek`; return 0."""
-    with open_store(store, kek) as keys:
-        if new_kek:
-            create_kek(to_kek).close()
-        keys.rekey(kek_uri(kek), to_kek)
+    # One provider of each, whatever is done with it: each asks for its passphrase or PIN once.
+    make_new = create_kek if new_kek else open_kek
+    with (
+        contextlib.closing(open_kek(kek_uri(kek))) as current,
+        open_store(store, current) as keys,
+        contextlib.closing(make_new(to_kek)) as new,
+    ):
+        keys.rekey(current, new)
     say({"kek": to_kek}, f"only {to_kek} opens the store now", as_json=as_json)
     return 0
 

@@ -179,11 +179,17 @@ class Rewrapping:
         record = self._keyring.seal(
             term, plaintext, kind=kind, name=name, version=number, purpose=purpose
         )
-        connection.execute(
+        done = connection.execute(
             update(table)
-            .where(table.c.name == name, table.c[_NUMBERS[table.name]] == number)
+            .where(
+                table.c.name == name,
+                table.c[_NUMBERS[table.name]] == number,
+                table.c.sealed == row.sealed,  # a damaged index may lead to another row's
+            )
             .values(term=term.number, sealed=record)
         )
+        if done.rowcount != 1:
+            raise damaged(f"{table.name}.name")
         self._moved += 1
 
 

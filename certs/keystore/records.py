@@ -257,8 +257,9 @@ def has_name(connection: Connection, name: str) -> bool:
 
 def erase_versions(connection: Connection, info: KeyInfo) -> None:
     """Leave nothing of what was sealed for a key; certificates go on referring to its versions."""
+    # Joined to nothing, the name is compared in the rows themselves: an index may lead to others'.
     connection.execute(
-        update(key_versions).where(key_versions.c.name == info.name).values(sealed=b"")
+        update(key_versions).where(key_versions.c.name.concat("") == info.name).values(sealed=b"")
     )
 
 
@@ -292,15 +293,17 @@ def put_state(connection: Connection, keyring: Keyring, info: KeyInfo, now: int)
     """
     following = replace(info, revision=info.revision + 1)
     term = counted_term(connection, keyring, now)
-    connection.execute(
+    done = connection.execute(
         update(key_states)
-        .where(key_states.c.name == info.name)
+        .where(key_states.c.name == info.name, key_states.c.revision == info.revision)
         .values(
             revision=following.revision,
             term=term.number,
             sealed=seal_state(keyring, term, following),
         )
     )
+    if done.rowcount != 1:
+        raise _misled(f"the state of key {info.name!r}")
     connection.execute(
         update(keys).where(keys.c.name == info.name).values(latest_version=info.version)
     )

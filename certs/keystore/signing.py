@@ -13,18 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, NoReturn, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeAlias, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa
 from cryptography.hazmat.primitives.asymmetric import utils as asymmetric_utils
 
-from certs.errors import CorruptEnvelope, KeyNotExportable, WrongPurpose
+from certs.errors import CorruptEnvelope
 from certs.key_types import PrivateKey, PublicKey
+from certs.keystore.kept import KeptPrivateKey
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric.padding import AsymmetricPadding
     from cryptography.utils import Buffer
 
@@ -56,62 +57,24 @@ class KeyHandle:
     opened: Callable[[bytes], AbstractContextManager[PrivateKey]]
 
 
-class _InStore(Generic[_Public]):
-    """What every key that stays in its store has in common: a public half, and refusals."""
+class _InStore(KeptPrivateKey[_Public]):
+    """A key that its store opens for the length of one signature."""
 
     def __init__(self, handle: KeyHandle, public_key: _Public) -> None:
+        super().__init__(
+            public_key,
+            f"{handle.name!r} version {handle.version}",
+            "store; if it was created exportable, export_private_key returns it",
+        )
         self._handle = handle
-        self._public_key = public_key
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._described()}>"
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        self._refuse_export()
-
-    def public_key(self) -> _Public:
-        """Return the public key."""
-        return self._public_key
-
-    def private_numbers(self) -> NoReturn:
-        """Raise `KeyNotExportable`."""
-        self._refuse_export()
-
-    def private_bytes(
-        self,
-        encoding: serialization.Encoding,
-        format: serialization.PrivateFormat,  # noqa: A002 - the interface's own name
-        encryption_algorithm: serialization.KeySerializationEncryption,
-    ) -> NoReturn:
-        """Raise `KeyNotExportable`."""
-        del encoding, format, encryption_algorithm
-        self._refuse_export()
 
     def _opened_for(self, data: bytes) -> AbstractContextManager[PrivateKey]:
         """Open the private key for the length of a block that signs these bytes."""
         return self._handle.opened(data)
 
-    def _described(self) -> str:
-        return f"{self._handle.name!r} version {self._handle.version}"
-
-    def _refuse_export(self) -> NoReturn:
-        raise KeyNotExportable(
-            f"key {self._described()} signs inside its store; "
-            "if it was created exportable, export_private_key returns it"
-        )
-
-    def _refuse_use(self, use: str) -> NoReturn:
-        raise WrongPurpose(f"key {self._described()} signs and cannot {use}; use another key")
-
     def _refuse_type(self) -> NoReturn:
         raise CorruptEnvelope(
-            f"key {self._described()} is no longer of the type it had; restore from a backup"
+            f"key {self._described} is no longer of the type it had; restore from a backup"
         )
 
 

@@ -244,3 +244,44 @@ def test_a_store_has_an_address(desk: Desk) -> None:
     assert "set PFS_STORE" in desk.bad("list")
     del desk.environment["PFS_KEK"]
     assert "set PFS_KEK" in desk.bad("list", "--store", "store")
+
+
+def test_rekey_reads_each_passphrase_once(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    written = tmp_path / "passphrase"
+    written.touch(0o600)
+    written.write_text("nobody guesses this one\n")
+    desk.environment["PFS_KEK"] = f"passphrase:?file={written}"
+    desk.good("init")
+    desk.good("secret", "set", "token", "--from", "-", stdin=SECRET)
+
+    def rekey(old: str, new: str) -> subprocess.CompletedProcess[bytes]:
+        ends = []
+        for passphrase in (old, new):
+            reading, writing = os.pipe()  # what was read from it is gone
+            os.write(writing, passphrase.encode())
+            os.close(writing)
+            ends.append(reading)
+        try:
+            return subprocess.run(
+                [
+                    *(PFS, "keys", "rekey", "--kek", f"passphrase:?descriptor={ends[0]}"),
+                    *("--to-kek", f"passphrase:?descriptor={ends[1]}"),
+                ],
+                env=desk.environment,
+                pass_fds=ends,
+                capture_output=True,
+                timeout=60,
+                check=False,
+            )
+        finally:
+            for end in ends:
+                os.close(end)
+
+    wrong = rekey("somebody guessed that one", "a new one for the store")
+    assert (wrong.returncode, b"Traceback" in wrong.stderr) == (2, False)
+    done = rekey("nobody guesses this one", "a new one for the store")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert desk.run("secret", "get", "token").returncode == 2
+    written.write_text("a new one for the store\n")
+    assert desk.good("secret", "get", "token") == SECRET

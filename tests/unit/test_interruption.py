@@ -40,3 +40,13 @@ def test_an_interrupt_that_was_dropped_is_raised_at_the_next_step(
     )
     assert done.stdout == said, done.stderr
     assert (done.returncode == 0) is not remembered
+
+
+def test_who_starts_us_with_interrupts_ignored_is_obeyed() -> None:
+    program = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + PROGRAM.format(
+        remembered=True
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "went on\nto its end\n"), done.stderr

@@ -111,6 +111,23 @@ def test_a_flood_of_failures_is_ten_lines_and_a_count() -> None:
     assert "peer" in log.lines[-1][1]
 
 
+def test_a_flood_of_failed_and_cut_connections_is_a_hundred_lines_and_a_count() -> None:
+    log = Recorded()
+    events = ServerEvents(log, NoMeter())
+    for port in range(150):
+        address = ("192.0.2.1", port)
+        events.connection_failed(address, PeerMisbehaved("it broke", advice="fix it"))
+        events.connection_failed(address, ValueError("a handler's own"))
+        events.connection_cut(address, "idle for too long")
+    assert len(log.lines) == 300
+    events.flush()
+    assert log.lines[300:] == [
+        ("connection_failed", {"kind": "PeerMisbehaved", "more_like_it": 50}),
+        ("handler_failed", {"kind": "ValueError", "more_like_it": 50}),
+        ("cut", {"reason": "idle for too long", "more_like_it": 50}),
+    ]
+
+
 def test_what_was_left_out_is_said_without_another_event() -> None:
     written = threading.Event()
 

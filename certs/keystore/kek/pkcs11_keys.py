@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Generic, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import pkcs11
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -24,17 +24,16 @@ from pkcs11.util.ec import encode_named_curve_parameters
 from certs.errors import (
     KEKUnavailable,
     KeyExists,
-    KeyNotExportable,
     KeyNotFound,
     UnsupportedKey,
     WrongPurpose,
 )
 from certs.key_types import PublicKey
+from certs.keystore.kept import KeptPrivateKey
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cryptography.hazmat.primitives import serialization
     from cryptography.utils import Buffer
 
     from certs.key_types import KeyType, PrivateKey
@@ -66,55 +65,16 @@ _Public = TypeVar("_Public", bound=PublicKey)
 _Sign = Callable[[bytes, Mechanism, object], bytes]
 
 
-class _InToken(Generic[_Public]):
-    """What every key of a token has in common: a public half, and refusals."""
+class _InToken(KeptPrivateKey[_Public]):
+    """A key that its token signs with."""
 
     def __init__(self, label: str, public_key: _Public, sign: _Sign) -> None:
-        self._label = label
-        self._public_key = public_key
+        super().__init__(public_key, repr(label), "token and never leaves it; sign with it")
         self._sign = sign
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._label!r}>"
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        self._refuse_export()
-
-    def public_key(self) -> _Public:
-        """Return the public key."""
-        return self._public_key
-
-    def private_numbers(self) -> NoReturn:
-        """Raise `KeyNotExportable`."""
-        self._refuse_export()
-
-    def private_bytes(
-        self,
-        encoding: serialization.Encoding,
-        format: serialization.PrivateFormat,  # noqa: A002 - the interface's own name
-        encryption_algorithm: serialization.KeySerializationEncryption,
-    ) -> NoReturn:
-        """Raise `KeyNotExportable`."""
-        del encoding, format, encryption_algorithm
-        self._refuse_export()
-
-    def _refuse_export(self) -> NoReturn:
-        raise KeyNotExportable(
-            f"key {self._label!r} signs inside its token and never leaves it; sign with it"
-        )
-
-    def _refuse_use(self, use: str) -> NoReturn:
-        raise WrongPurpose(f"key {self._label!r} signs and cannot {use}; use another key")
 
     def _refuse_signature(self) -> NoReturn:
         raise KEKUnavailable(
-            f"the token's signature by key {self._label!r} does not verify under the public key "
+            f"the token's signature by key {self._described} does not verify under the public key "
             "beside it, and was thrown away; check the token"
         )
 
