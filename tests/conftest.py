@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,6 +13,11 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+# A shell starts what runs in the background with Ctrl-C ignored, and programs inherit that: the ones
+# under test must not, since tests send them one.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PFS = Path(sys.executable).with_name("pfs")
 PAYLOAD = b"Q\nR\nk\n" + bytes(range(256)) * 64 + b"the last line, without an end"
