@@ -14,7 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# A shell starts what runs in the background with Ctrl-C ignored, and programs inherit that: the ones
+# A shell starts what runs in the background with Ctrl-C ignored, and programs inherit that: those
 # under test must not, since tests send them one.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
