@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy import insert, select, update
 
 from certs.errors import IssuanceError
-from certs.keystore.database import Database, DuplicateRow
+from certs.keystore.database import DuplicateRow
 from certs.keystore.tables import (
     as_bytes,
     as_number,
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy import Connection
+
+    from certs.keystore.database import Database
 
 __all__ = ["AuthorityRow", "Ledger", "PlannedCertificate"]
 

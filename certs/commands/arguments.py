@@ -11,7 +11,6 @@ import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 from certs.errors import InvalidInput
 from certs.keystore import KeyStore
@@ -29,7 +28,7 @@ __all__ = [
     "open_store",
     "read_bytes",
     "read_secret",
-    "store_path",
+    "store_address",
     "write_secret",
 ]
 
@@ -37,17 +36,12 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _STANDARD = Path("-")
 
 
-def store_path(url: str | None) -> Path:
-    """Return the file of a store: a path, or ``sqlite:///path``; from PFS_STORE if None."""
+def store_address(url: str | None) -> str:
+    """Return where a store is, as `certs.keystore.address` writes it; from PFS_STORE if None."""
     text = url or os.environ.get("PFS_STORE", "")
     if not text:
-        raise InvalidInput("no store was named; give --store PATH, or set PFS_STORE")
-    if "://" not in text:
-        return Path(text)
-    parts = urlsplit(text)
-    if parts.scheme != "sqlite" or parts.netloc or len(parts.path) < len("/x"):
-        raise InvalidInput("a store is a path, or sqlite:///relative, or sqlite:////absolute")
-    return Path(unquote(parts.path.removeprefix("/")))
+        raise InvalidInput("no store was named; give --store PATH or URL, or set PFS_STORE")
+    return text
 
 
 def kek_uri(uri: str | None) -> str:
@@ -60,10 +54,10 @@ def kek_uri(uri: str | None) -> str:
 
 def open_store(store: str | None, kek: KEKProvider | str | None) -> KeyStore:
     """Open the store that the options or the environment name, for PFS_PRINCIPAL or its owner."""
-    path = store_path(store)
+    address = store_address(store)
     principal = os.environ.get("PFS_PRINCIPAL", OWNER)
     opener = kek_uri(kek) if kek is None or isinstance(kek, str) else kek
-    return KeyStore.open(path, opener, principal=principal)
+    return KeyStore.open(address, opener, principal=principal)
 
 
 def read_bytes(source: Path, most: int = MAX_MESSAGE_BYTES) -> bytes:

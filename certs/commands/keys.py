@@ -18,12 +18,13 @@ from certs.commands.arguments import (
     open_store,
     read_bytes,
     read_secret,
-    store_path,
+    store_address,
     write_secret,
 )
 from certs.commands.output import print_json, say
-from certs.errors import BadSignature, InvalidInput, UnsupportedKey
+from certs.errors import BadSignature, UnsupportedKey
 from certs.keystore import KeyStore
+from certs.keystore.address import require_vacant
 from certs.keystore.kek import create_kek, open_kek
 from certs.keystore.kinds import require_key_type
 from certs.keystore.payload import AES_256_BYTES, MAX_SECRET_BYTES
@@ -63,13 +64,12 @@ _MAX_KEY_FILE_BYTES = 64 * 1024
 
 def run_init(*, store: str | None, kek: str | None, new_kek: bool, as_json: bool) -> int:
     """Make a store, and with `new_kek` its KEK before it; return 0."""
-    path, uri = store_path(store), kek_uri(kek)
-    if path.exists():
-        raise InvalidInput(f"{path} exists and is never overwritten; choose another path")
+    address, uri = store_address(store), kek_uri(kek)
+    require_vacant(address)  # before there is a KEK for nothing
     if new_kek:
         create_kek(uri).close()
-    with KeyStore.create(path, uri) as made:
-        say({"store": str(path), "store_id": made.store_id}, f"made {path}", as_json=as_json)
+    with KeyStore.create(address, uri) as made:
+        say({"store": address, "store_id": made.store_id}, f"made {address}", as_json=as_json)
     return 0
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 
 from certs.errors import AuditLogAltered, CorruptEnvelope
 from certs.keystore.audit import MAX_ENTRY_BYTES, AuditEntry, AuditRow, LogCheck
@@ -27,9 +27,9 @@ from certs.keystore.notes import SIGNATURE_BYTES, Checkpoint, NoteKey
 from certs.keystore.tables import as_bytes, as_number, audit_head, audit_log, damaged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Row
 
     from certs.keystore.keyring import Keyring
 
@@ -38,6 +38,15 @@ __all__ = ["AuditLog"]
 _SEED_BYTES = 32
 _PAGE = 1000
 _ORIGIN = "pfs-key-store/"
+
+# The head with what it should agree with: the highest number, and the signature of the last row.
+_END = select(
+    audit_head,
+    select(func.max(audit_log.c.number)).scalar_subquery().label("last"),
+    audit_log.c.signature,
+).outerjoin(audit_log, audit_log.c.number == audit_head.c.size - 1)
+_ADD = insert(audit_log)
+_GROW = update(audit_head).values(size=bindparam("new_size"), frontier=bindparam("new_frontier"))
 
 
 class AuditLog:
@@ -55,11 +64,13 @@ class AuditLog:
             seed, kind="audit-key", name="", version=1, purpose="sign"
         )
         connection.execute(insert(audit_head).values(singleton=1, size=0, frontier=b"", key=sealed))
-        cls(keyring).append(connection, entry)
+        cls(keyring).append(connection, [entry])
 
-    def append(self, connection: Connection, entry: AuditEntry) -> None:
-        """Add an entry, in a write transaction; `AuditLogAltered` if the log's end was altered."""
-        head = connection.execute(select(audit_head)).first()
+    def append(self, connection: Connection, entries: Sequence[AuditEntry]) -> None:
+        """Add entries, in a write transaction; `AuditLogAltered` if the log's end was altered."""
+        if not entries:
+            return
+        head = connection.execute(_END).first()
         if head is None:
             raise AuditLogAltered("the head of the audit log was removed", row=None)
         private_key = self._private_key(as_bytes(head.key, "audit_head.key"))
@@ -70,20 +81,16 @@ class AuditLog:
             )
         except ValueError:
             raise _altered_end(None) from None
-        self._require_end(connection, private_key, frontier)
-        line = entry.encode()
-        following = frontier.with_leaf(leaf_hash(line))
-        checkpoint = Checkpoint(self._origin, following.size, following.root)
-        connection.execute(
-            insert(audit_log).values(
-                number=frontier.size,
-                entry=line,
-                signature=private_key.sign(checkpoint.text.encode()),
-            )
-        )
-        connection.execute(
-            update(audit_head).values(size=following.size, frontier=following.encode())
-        )
+        self._require_end(head, private_key, frontier)
+        rows = []
+        for entry in entries:
+            line = entry.encode()
+            number, frontier = frontier.size, frontier.with_leaf(leaf_hash(line))
+            checkpoint = Checkpoint(self._origin, frontier.size, frontier.root)
+            signature = private_key.sign(checkpoint.text.encode())
+            rows.append({"number": number, "entry": line, "signature": signature})
+        connection.execute(_ADD, rows)
+        connection.execute(_GROW, {"new_size": frontier.size, "new_frontier": frontier.encode()})
 
     def key(self, connection: Connection) -> NoteKey:
         """Return the public key that checks the log."""
@@ -144,25 +151,18 @@ class AuditLog:
         return key.note(found.text, signature)
 
     def _require_end(
-        self, connection: Connection, private_key: Ed25519PrivateKey, frontier: Frontier
+        self, head: Row[*tuple[object, ...]], private_key: Ed25519PrivateKey, frontier: Frontier
     ) -> None:
-        size, last = (
-            frontier.size,
-            connection.execute(select(func.max(audit_log.c.number))).scalar(),
-        )
-        if size == 0 and last is None:
+        if frontier.size == 0 and head.last is None:
             return  # the log is being made
-        signature = connection.execute(
-            select(audit_log.c.signature).where(audit_log.c.number == size - 1)
-        ).scalar()
-        checkpoint = Checkpoint(self._origin, size, frontier.root)
+        checkpoint = Checkpoint(self._origin, frontier.size, frontier.root)
         genuine = (
-            last == size - 1
-            and isinstance(signature, bytes)
-            and self._note_key(private_key).signed(checkpoint.text, signature)
+            head.last == frontier.size - 1
+            and isinstance(head.signature, bytes)
+            and self._note_key(private_key).signed(checkpoint.text, head.signature)
         )
         if not genuine:
-            raise _altered_end(size - 1)
+            raise _altered_end(frontier.size - 1)
 
     @property
     def _origin(self) -> str:

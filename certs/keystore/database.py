@@ -1,271 +1,162 @@
-"""The store's database: one SQLite file, its transactions, and its troubles in plain words.
+"""A store's database: its transactions, and its troubles in plain words.
+
+Two kinds of database keep stores, with the same behaviour: one SQLite file
+(`certs.keystore.sqlite`) and a PostgreSQL database that several machines share
+(`certs.keystore.postgresql`). This module is what they have in common; `certs.keystore.address`
+chooses.
 
 Theory of operation
 -------------------
-*Durability.* Write-ahead log (WAL) with ``synchronous=FULL``: a commit that returned survives a
-power cut. Readers never wait for a writer.
+*Readers* see one consistent state for as long as their block lasts, and never wait for a writer.
 
-*Transactions.* The sqlite3 module starts transactions by guessing at statements, so it is put in
-autocommit mode and BEGIN is issued here. Writers use BEGIN IMMEDIATE: they take the write lock
-before they read. With a plain BEGIN, two writers that both read first would both fail to upgrade,
-at once and whatever the busy timeout, and "read the latest version, insert the next" would be a
-race; with IMMEDIATE the second waits its turn and then reads what the first wrote.
+*Writers are alone.* A write block takes the one write lock before it reads anything, so "read the
+latest version, insert the next" is no race, and any number of processes make one audit log without
+gaps. Who waits longer for the lock than the busy timeout is told so.
 
-*Files.* SQLite gives the ``-wal`` and ``-shm`` files the mode of the database file, so making that
-one 0600 first covers all three. A database is created under another name and linked into place
-(`files.new_file`): no half-made store ever stands at the path, and of two creators one wins.
+*Durability.* A block that was left without an exception survives a power cut.
 
-*Read-only opening* exists for examining a copy. A WAL database without its ``-wal`` file has
-nothing pending, so it is opened ``immutable``: no lock, no side file, and not one changed byte.
-
-*Errors.* The driver's result codes are translated here and nowhere else.
+*Errors.* The driver's codes are translated in one table a driver, and nowhere else. A connection
+that was lost while nobody used it (a server that restarted) is replaced without a word when a block
+begins; one that is lost later is an error, since what was under way may or may not have happened.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
-from urllib.parse import quote
+from abc import ABC, abstractmethod
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Literal, Self
 
 import sqlalchemy
-from sqlalchemy import Connection, Engine, event
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.exc import DBAPIError
 
 from certs.errors import StoreError, StoreFault
-from certs.keystore.files import new_file
-from certs.keystore.tables import APPLICATION_ID, metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["BUSY_TIMEOUT_SECONDS", "Database", "DuplicateRow"]
+    from sqlalchemy import Connection, Engine
+
+__all__ = ["BUSY_TIMEOUT_SECONDS", "DAMAGED", "KIND_OPTION", "Database", "DuplicateRow", "Kind"]
 
 BUSY_TIMEOUT_SECONDS = 10.0
-_MAX_VALUE_BYTES = 1 << 20  # no row of ours comes near; bounds what a forged row can make us read
-_BEGIN_OPTION = "pfs_begin"
-_READ_WRITE = "mode=rw"
-_SQLITE_MAGIC = b"SQLite format 3\0"
-_HEADER_BYTES = 100
-
-_FAULTS: dict[int, tuple[StoreFault, str]] = {
-    sqlite3.SQLITE_BUSY: (
-        StoreFault.LOCKED,
-        "is locked by another process; wait for it to finish, then try again",
-    ),
-    sqlite3.SQLITE_LOCKED: (
-        StoreFault.LOCKED,
-        "is locked by another connection; wait for it to finish, then try again",
-    ),
-    sqlite3.SQLITE_READONLY: (
-        StoreFault.READ_ONLY,
-        "is read-only; make the file and its folder writable for this user",
-    ),
-    sqlite3.SQLITE_PERM: (
-        StoreFault.UNREADABLE,
-        "cannot be opened; check the permissions of the file and its folder",
-    ),
-    sqlite3.SQLITE_CANTOPEN: (
-        StoreFault.UNREADABLE,
-        "cannot be opened; check that the file exists and its folder is writable for this user",
-    ),
-    sqlite3.SQLITE_FULL: (
-        StoreFault.FULL,
-        "cannot grow, the disk is full; free some space, nothing was changed",
-    ),
-    sqlite3.SQLITE_IOERR: (
-        StoreFault.UNREADABLE,
-        "cannot be read or written; check the disk and its free space",
-    ),
-    sqlite3.SQLITE_NOTADB: (StoreFault.NOT_A_STORE, "is not a key store; give another path"),
-    sqlite3.SQLITE_CORRUPT: (StoreFault.DAMAGED, "is damaged; restore it from a backup"),
-}
-_DAMAGED = (StoreFault.DAMAGED, "is damaged or not a key store; restore it from a backup")
-_DUPLICATES = {sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_UNIQUE}
+KIND_OPTION = "pfs_transaction"
+Kind = Literal["read", "write"]
+DAMAGED = (StoreFault.DAMAGED, "is damaged or not a key store; restore it from a backup")
 
 
 class DuplicateRow(StoreError):
     """An insert lost against a row with the same key; the caller says what that means."""
 
 
-class Database:
-    """One open database file. Make it with `create`, open it with `open`; threads may share it.
+class Database(ABC):
+    """One open database; `name` is how messages call it. Threads may share it.
 
     Connections must not cross fork(2): open the store again in the child.
     """
 
-    def __init__(self, path: Path, engine: Engine) -> None:
-        self.path = path
+    def __init__(self, name: str, engine: Engine) -> None:
+        self.name = name
         self.engine = engine
         self._closed = False
 
-    @classmethod
-    def create(cls, path: Path, fill: Callable[[Connection], None]) -> None:
-        """Create the database file (0600) with all tables, let `fill` write the first rows.
+    @abstractmethod
+    def snapshot(self, destination: Path) -> None:
+        """Write a consistent, compact copy to a new 0600 file while others go on using this one."""
 
-        All or nothing: the file appears at `path` complete and synchronised, or not at all.
-        Raises `StoreError` (exists, unreadable, full, …).
-        """
-        try:
-            with new_file(path) as draft:
-                database = cls(path, _engine(draft, _READ_WRITE, BUSY_TIMEOUT_SECONDS))
-                try:
-                    with database.write() as connection:
-                        metadata.create_all(connection)
-                        connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-                        fill(connection)
-                finally:
-                    database.close()
-        except FileExistsError:
-            raise StoreError(
-                f"{path} exists and is never overwritten; open it, or choose another path",
-                fault=StoreFault.EXISTS,
-            ) from None
-        except OSError as error:
-            raise _os_error(path, error) from None
+    @abstractmethod
+    def fold(self) -> None:
+        """Leave as little as can be of what was replaced or erased."""
 
-    @classmethod
-    def open(
-        cls,
-        path: Path,
-        *,
-        read_only: bool = False,
-        busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS,
-    ) -> Database:
-        """Open an existing file; raise `StoreError` if it is not one of our databases."""
-        try:
-            _require_store(path)
-            pending = path.with_name(path.name + "-wal").exists()
-        except OSError as error:
-            raise _os_error(path, error) from None
-        examining = "mode=ro" if pending else "immutable=1"
-        mode = examining if read_only else _READ_WRITE
-        return cls(path, _engine(path, mode, busy_timeout_seconds))
+    @abstractmethod
+    def fault_of(self, error: DBAPIError) -> tuple[StoreFault, str] | None:
+        """Return what a driver's error means, and the rest of a sentence; None for a duplicate."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Run a block of reads on one consistent view."""
-        with self._transaction("BEGIN") as connection:
+        with self.transaction("read") as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """Run a block of reads and writes, alone; commit at its end, or undo all of it."""
-        with self._transaction("BEGIN IMMEDIATE") as connection:
+        with self.transaction("write") as connection:
             yield connection
 
-    def snapshot(self, destination: Path) -> None:
-        """Write a consistent, compact copy to a new 0600 file while others go on using this one."""
+    @contextmanager
+    def savepoint(self, connection: Connection) -> Iterator[None]:
+        """Run a part of a write block that can fail by itself: it is undone, the rest is not."""
+        part = connection.begin_nested()
         try:
-            with new_file(destination) as draft, self._transaction(None) as connection:
-                connection.exec_driver_sql("VACUUM INTO ?", (str(draft),))
-        except FileExistsError:
-            raise StoreError(
-                f"{destination} exists and is never overwritten; choose another path",
-                fault=StoreFault.EXISTS,
-            ) from None
-        except OSError as error:
-            raise _os_error(destination, error) from None
-
-    def fold(self) -> None:
-        """Fold the write-ahead log into the file and empty it, unless somebody is reading."""
-        with self._transaction(None) as connection:
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            yield
+        except DBAPIError as error:
+            found = self._translated(error)
+            with suppress(DBAPIError):  # a full disk has undone the whole transaction already
+                part.rollback()
+            raise found from None
+        except BaseException:
+            part.rollback()
+            raise
+        part.commit()
 
     def close(self) -> None:
-        """Close every connection; the last one out folds the write-ahead log into the file."""
+        """Close every connection."""
         self._closed = True
         self.engine.dispose()
 
     @contextmanager
-    def _transaction(self, begin: str | None) -> Iterator[Connection]:
+    def transaction(self, kind: Kind | None) -> Iterator[Connection]:
+        """Run a block on one connection; of no kind, each statement stands for itself."""
         if self._closed:
             raise StoreError("the key store was closed; open it again", fault=StoreFault.CLOSED)
         try:
-            with (
-                self.engine.connect().execution_options(**{_BEGIN_OPTION: begin}) as connection,
-                connection.begin(),
-            ):
+            with self._begun(kind) as connection:
                 yield connection
-        except sqlalchemy.exc.DBAPIError as error:
+        except DBAPIError as error:
             raise self._translated(error) from None
+        except sqlalchemy.exc.TimeoutError:
+            raise StoreError(
+                f"{self.name} is in use by too many threads of this program at once; try again",
+                fault=StoreFault.LOCKED,
+            ) from None
         except UnicodeDecodeError:
-            # The driver decodes names out of a damaged schema for its own error's text, and fails.
-            raise StoreError(f"{self.path} {_DAMAGED[1]}", fault=_DAMAGED[0]) from None
+            # SQLite's driver decodes names out of a damaged schema for an error's text, and fails.
+            raise StoreError(f"{self.name} {DAMAGED[1]}", fault=DAMAGED[0]) from None
 
-    def _translated(self, error: sqlalchemy.exc.DBAPIError) -> StoreError:
-        code = getattr(error.orig, "sqlite_errorcode", None)
-        if code in _DUPLICATES:
-            return DuplicateRow(f"{self.path} has that row already", fault=StoreFault.EXISTS)
-        primary = code & 0xFF if isinstance(code, int) else None  # extended codes add upper bits
-        fault, text = _FAULTS.get(primary, _DAMAGED) if primary is not None else _DAMAGED
-        return StoreError(f"{self.path} {text}", fault=fault)
+    @contextmanager
+    def _begun(self, kind: Kind | None) -> Iterator[Connection]:
+        try:
+            connection = self._begin(kind)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            connection = self._begin(kind)  # the pool has dropped the others that were lost with it
+        with connection:
+            transaction = connection.get_transaction()
+            if transaction is None:  # begun above, and not ended by anybody
+                raise StoreError("a transaction ended by itself", fault=StoreFault.UNREADABLE)
+            with transaction:
+                yield connection
 
-
-def _require_store(path: Path) -> None:
-    """Look at the file's first bytes, so that nobody else's database is ever opened for writing.
-
-    SQLite's header holds an application id in bytes 68 to 71. It is set before the file first
-    appears, so it stands in the file itself even while newer pages wait in the write-ahead log.
-    """
-    if not path.exists():
-        raise StoreError(
-            f"there is no key store at {path}; create one, or give another path",
-            fault=StoreFault.MISSING,
-        )
-    header = b""
-    if path.is_file():
-        with path.open("rb") as file:
-            header = file.read(_HEADER_BYTES)
-    if not header.startswith(_SQLITE_MAGIC) or header[68:72] != APPLICATION_ID.to_bytes(4):
-        raise StoreError(
-            f"{path} is not a key store; give another path", fault=StoreFault.NOT_A_STORE
-        )
-
-
-def _engine(path: Path, mode: str, busy_timeout_seconds: float) -> Engine:
-    read_only = mode != _READ_WRITE
-    uri = f"file:{quote(str(path))}?{mode}"
-
-    def connect() -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            uri,
-            uri=True,
-            timeout=busy_timeout_seconds,
-            isolation_level=None,  # autocommit: BEGIN is ours to say
-            check_same_thread=False,  # the pool hands a connection to one thread at a time
-        )
-        with ExitStack() as undo:
-            undo.callback(connection.close)  # a damaged file makes more than sqlite3.Error
-            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES)
-            connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute("PRAGMA trusted_schema = OFF")  # no functions from a forged schema
-            if not read_only:
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = FULL")
-                connection.execute("PRAGMA secure_delete = ON")  # replaced records leave no trace
-            undo.pop_all()
+    def _begin(self, kind: Kind | None) -> Connection:
+        connection = self.engine.connect().execution_options(**{KIND_OPTION: kind})
+        try:
+            connection.begin()
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
-    engine = sqlalchemy.create_engine(
-        "sqlite+pysqlite://",
-        creator=connect,
-        poolclass=QueuePool,
-        hide_parameters=True,  # an error's text never quotes a row
-    )
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        statement = connection.get_execution_options().get(_BEGIN_OPTION)
-        if isinstance(statement, str):
-            connection.exec_driver_sql(statement)
-
-    return engine
-
-
-def _os_error(path: Path, error: OSError) -> StoreError:
-    return StoreError(
-        f"cannot use {path}: {error.strerror}; check the folder and its permissions",
-        fault=StoreFault.UNREADABLE,
-    )
+    def _translated(self, error: DBAPIError) -> StoreError:
+        found = self.fault_of(error)
+        if found is None:
+            return DuplicateRow(f"{self.name} has that row already", fault=StoreFault.EXISTS)
+        fault, text = found
+        return StoreError(f"{self.name} {text}", fault=fault)

@@ -13,9 +13,9 @@
 in the audit log, durably, before the caller has anything. If recording fails, that failure takes
 the result's place: what cannot be recorded is not given out.
 
-*With.* An operation that changes the store calls `Act.commit_with` last in the transaction that
-changes it, so that the change and its record are one commit. There is then nothing left to record
-at the block's end, unless the block raises after all.
+*With.* An operation that changes the store does so in `Act.commit`: the change and its record are
+one commit (`certs.keystore.commits`). There is then nothing left to record at the block's end,
+unless the block raises after all.
 
 What cannot be recorded: that the database cannot be written. Such a failure is only raised.
 
@@ -26,7 +26,8 @@ principal whose grant is revoked finishes the operation that it is in.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Self
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from certs.errors import AccessDenied, AuditLogAltered, StoreError, StoreFault
 from certs.keystore.access import is_permitted
@@ -41,10 +42,13 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from certs.keystore.audit_log import AuditLog
+    from certs.keystore.commits import GroupCommit
     from certs.keystore.database import Database
     from certs.keystore.keyring import Keyring
 
 __all__ = ["OPERATIONS", "Act", "Gate"]
+
+_Result = TypeVar("_Result")
 
 _UNRECORDABLE = {
     StoreFault.LOCKED,
@@ -103,15 +107,19 @@ class Act:
     operation: str
     name: str
     version: int | None
-    _record: Callable[[Act, str, str, Connection | None], None] = field(repr=False)
+    _gate: Gate = field(repr=False)
     signed_sha256: bytes | None = None
     details: dict[str, str] = field(default_factory=dict)
     _recorded: bool = False
 
-    def commit_with(self, connection: Connection) -> None:
-        """Record success in the transaction that makes the change; its commit is the record's."""
-        self._record(self, "done", "", connection)
+    def commit(self, work: Callable[[Connection], _Result]) -> _Result:
+        """Do `work` in a write transaction that also records success; return what it returned.
+
+        `work` may run on another thread. What it raises is raised here, once it is undone.
+        """
+        result = self._gate.commits.run(work, partial(self._gate.entry, self, "done"))
         self._recorded = True
+        return result
 
     def __enter__(self) -> Self:
         return self
@@ -124,10 +132,10 @@ class Act:
     ) -> Literal[False]:
         if kind is None:
             if not self._recorded:
-                self._record(self, "done", "", None)
+                self._gate.record(self, "done")
         elif not isinstance(error, StoreError) or error.fault not in _UNRECORDABLE:
             try:
-                self._record(self, "failed", kind.__name__, None)
+                self._gate.record(self, "failed", kind.__name__)
             except AuditLogAltered:
                 if not isinstance(error, AuditLogAltered):
                     raise  # else what is being raised says more
@@ -141,38 +149,48 @@ class Gate:
         self,
         database: Database,
         keyring: Keyring,
-        log: AuditLog,
+        commits: GroupCommit,
         clock: Callable[[], datetime],
         principal: str,
     ) -> None:
-        self.log = log
+        self.commits = commits
         self.principal = principal
         self._database = database
         self._keyring = keyring
         self._clock = clock
 
+    @property
+    def log(self) -> AuditLog:
+        """The audit log."""
+        return self.commits.log
+
     def acting_as(self, principal: str) -> Gate:
         """Return the gate of another principal to the same store."""
-        return Gate(self._database, self._keyring, self.log, self._clock, principal)
+        return Gate(self._database, self._keyring, self.commits, self._clock, principal)
 
     def perform(self, operation: str, name: str, version: int | None = None) -> Act:
         """Admit one operation: a context that has recorded it when its block has ended.
 
         Raises `AccessDenied`, once the refusal is recorded.
         """
-        act = Act(operation, name, version, self._record)
+        act = Act(operation, name, version, self)
         with self._database.read() as connection:
             granted = grants_of(connection, self._keyring, self.principal)
         if not is_permitted(granted, operation, name):
-            self._record(act, "refused", "", None)
+            self.record(act, "refused")
             what = f"{operation} on {name!a}" if name else f"{operation} on the store"
             raise AccessDenied(
                 f"{self.principal} may not {what}; someone who may grant it can (pfs keys grant)"
             )
         return act
 
-    def _record(self, act: Act, outcome: str, reason: str, connection: Connection | None) -> None:
-        entry = AuditEntry(
+    def record(self, act: Act, outcome: str, reason: str = "") -> None:
+        """Record an outcome by itself, durably."""
+        self.commits.record(self.entry(act, outcome, reason))
+
+    def entry(self, act: Act, outcome: str, reason: str = "") -> AuditEntry:
+        """Return what the log is to say of an operation as it stands now."""
+        return AuditEntry(
             time=int(self._clock().timestamp()),
             principal=self.principal,
             operation=act.operation,
@@ -183,8 +201,3 @@ class Gate:
             signed_sha256=act.signed_sha256,
             details=act.details,
         )
-        if connection is not None:
-            self.log.append(connection, entry)
-            return
-        with self._database.write() as own:
-            self.log.append(own, entry)

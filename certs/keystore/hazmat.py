@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from certs.errors import StoreError, StoreFault
-from certs.keystore.database import Database
 from certs.keystore.payload import PrivateKeyPayload
 from certs.keystore.records import keys_after, open_keyring, opened, read_version, schema_of
+from certs.keystore.sqlite import SQLiteDatabase
 from certs.keystore.store import using_provider
 from certs.keystore.tables import SCHEMA_VERSION
 
@@ -57,7 +57,7 @@ def unseal_every_private_key(
     """
     stolen: list[StolenKey] = []
     with using_provider(kek) as provider:
-        database = Database.open(Path(path).absolute(), read_only=True)
+        database = SQLiteDatabase.open(Path(path).absolute(), read_only=True)
         try:
             keyring = open_keyring(database, provider)
             with database.read() as connection:

@@ -20,6 +20,8 @@ from certs.keystore.use import KeyUse
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from sqlalchemy import Connection
+
 __all__ = ["KeyOversight"]
 
 _GRANTING = {"init", "upgrade", "grant", "revoke"}  # entries that tell of a principal's revision
@@ -119,9 +121,11 @@ class KeyOversight(KeyUse):
             grant = Grant(require_role(role), require_scope(scope))
             require_principal(principal)
             act.details = {"principal": principal, "role": grant.role.value, "scope": grant.scope}
-            with self.database.write() as connection:
+
+            def change(connection: Connection) -> None:
                 revision = change_grants(
                     connection, self._keyring, principal, grant, give=operation == "grant"
                 )
                 act.details["revision"] = str(revision)
-                act.commit_with(connection)
+
+            act.commit(change)

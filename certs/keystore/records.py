@@ -157,7 +157,7 @@ def open_keyring(database: Database, kek: KEKProvider) -> Keyring:
     with database.read() as connection:
         if schema_of(connection) > SCHEMA_VERSION:
             raise StoreError(
-                f"{database.path} has schema {schema_of(connection)} and this program reads "
+                f"{database.name} has schema {schema_of(connection)} and this program reads "
                 f"{SCHEMA_VERSION}; upgrade the program",
                 fault=StoreFault.NEWER_SCHEMA,
             )

@@ -1,7 +1,8 @@
 """`KeyStore`: named, versioned keys and secrets that are used where they are kept.
 
-One store is one SQLite file. Its records are sealed under a keyring whose root key is wrapped by a
-KEK that lives elsewhere (`certs.keystore.kek`); the file alone opens nothing. Every name has
+A store is one SQLite file, or a PostgreSQL database that several machines share
+(`certs.keystore.address`). Its records are sealed under a keyring whose root key is wrapped by a
+KEK that lives elsewhere (`certs.keystore.kek`); the database alone opens nothing. Every name has
 versions 1, 2, 3, …: writing to a name adds a version, and no version is ever replaced. What may
 change is a key's state (disabled, deleted), which is sealed as well (`certs.keystore.state`).
 
@@ -32,9 +33,11 @@ from certs.errors import (
 )
 from certs.key_types import KeyType, generate_private_key, key_type_of, require_private_key
 from certs.keystore.access import OWNER, require_principal
+from certs.keystore.address import create_database, open_database
 from certs.keystore.audit import AuditEntry
 from certs.keystore.audit_log import AuditLog
-from certs.keystore.database import BUSY_TIMEOUT_SECONDS, Database, DuplicateRow
+from certs.keystore.commits import GroupCommit
+from certs.keystore.database import BUSY_TIMEOUT_SECONDS, DuplicateRow
 from certs.keystore.gate import Gate
 from certs.keystore.kek import KEKProvider, open_kek
 from certs.keystore.keyring import Keyring, new_store_id, root_context
@@ -121,7 +124,7 @@ class KeyStore(KeyOversight):
     """
 
     def __repr__(self) -> str:
-        return f"<KeyStore {self.store_id} at {self.database.path}>"
+        return f"<KeyStore {self.store_id} at {self.database.name}>"
 
     def __enter__(self) -> Self:
         return self
@@ -137,18 +140,17 @@ class KeyStore(KeyOversight):
     @classmethod
     def create(
         cls,
-        path: str | os.PathLike[str],
+        address: str | os.PathLike[str],
         kek: KEKProvider | str,
         *,
         principal: str = OWNER,
         clock: Callable[[], datetime] = utc_now,
         busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS,
     ) -> Self:
-        """Make a new store in a new file of mode 0600, and open it.
+        """Make a new store, in a new file of mode 0600 or in an empty database, and open it.
 
-        Raises `StoreError` if the file exists or cannot be written, `KEKUnavailable` for the KEK.
+        Raises `StoreError` if there is one or nothing can be written, `KEKUnavailable` for the KEK.
         """
-        where = Path(path).absolute()
         root_key = Keyring.new_root_key()
         keyring = Keyring(new_store_id(), root_key)
         with using_provider(kek) as provider:
@@ -161,18 +163,18 @@ class KeyStore(KeyOversight):
                 first_rows(connection, keyring, wrapped, now)
                 begin_oversight(connection, keyring, entry)
 
-            Database.create(where, fill)
+            create_database(address, fill)
             keyring.close()
             # By the same provider: whoever was asked for a passphrase is not asked twice.
             patience = busy_timeout_seconds
             return cls.open(
-                where, provider, principal=principal, clock=clock, busy_timeout_seconds=patience
+                address, provider, principal=principal, clock=clock, busy_timeout_seconds=patience
             )
 
     @classmethod
     def open(
         cls,
-        path: str | os.PathLike[str],
+        address: str | os.PathLike[str],
         kek: KEKProvider | str,
         *,
         principal: str = OWNER,
@@ -184,14 +186,13 @@ class KeyStore(KeyOversight):
         Raises `WrongKEK`, `KEKUnavailable`, `CorruptEnvelope`, or `StoreError` with its fault.
         """
         with using_provider(kek) as provider:
-            database = Database.open(
-                Path(path).absolute(), busy_timeout_seconds=busy_timeout_seconds
-            )
+            database = open_database(address, busy_timeout_seconds=busy_timeout_seconds)
             with contextlib.ExitStack() as undo:
                 undo.callback(database.close)
                 keyring = open_keyring(database, provider)
                 upgrade(database, keyring, int(clock().timestamp()), require_principal(principal))
-                gate = Gate(database, keyring, AuditLog(keyring), clock, principal)
+                commits = GroupCommit(database, AuditLog(keyring))
+                gate = Gate(database, keyring, commits, clock, principal)
                 store = cls(database, keyring, clock, gate)
                 undo.pop_all()
         return store
@@ -384,10 +385,10 @@ class KeyStore(KeyOversight):
 
     def rotate_term(self) -> int:
         """Begin a new term and return its number; what is sealed from now on is under it."""
-        with self._gate.perform("rotate-store", "") as act, self.database.write() as connection:
-            term = rotate_term(connection, self._keyring, self._now())
-            act.commit_with(connection)
-            return term
+        with self._gate.perform("rotate-store", "") as act:
+            return act.commit(
+                lambda connection: rotate_term(connection, self._keyring, self._now())
+            )
 
     def rewrap(
         self,
@@ -408,9 +409,7 @@ class KeyStore(KeyOversight):
                 with self.database.write() as connection:
                     looked_at = run.batch(connection, self._now())
                 progress(looked_at)
-            with self.database.write() as connection:
-                report = run.report(connection)
-                act.commit_with(connection)
+            report = act.commit(run.report)
             self.database.fold()
             return report
 
@@ -426,9 +425,7 @@ class KeyStore(KeyOversight):
             using_provider(new_kek) as new,
         ):
             wrapping = wrap_again(self.database, current, new)
-            with self.database.write() as connection:
-                store_wrapping(connection, wrapping)
-                act.commit_with(connection)
+            act.commit(lambda connection: store_wrapping(connection, wrapping))
             self.database.fold()
 
     def snapshot(self, destination: str | os.PathLike[str]) -> None:
@@ -457,11 +454,13 @@ class KeyStore(KeyOversight):
             purge_protected=purge_protected,
         )
         now = self._now()
+
+        def add(connection: Connection) -> None:
+            insert_key(connection, self._keyring, info, now)
+            seal_version(connection, self._keyring, info, payload, now)
+
         try:
-            with self.database.write() as connection:
-                insert_key(connection, self._keyring, info, now)
-                seal_version(connection, self._keyring, info, payload, now)
-                act.commit_with(connection)
+            act.commit(add)
         except DuplicateRow:
             raise KeyExists(
                 f"there is or was a key named {act.name!r} and a name is never overwritten; "
@@ -515,12 +514,14 @@ class KeyStore(KeyOversight):
         besides: Callable[[Connection, KeyInfo], None] = lambda _connection, _info: None,
     ) -> KeyInfo:
         """Replace a key's state by what `change` makes of it, in one write transaction."""
-        with self.database.write() as connection:
+
+        def put(connection: Connection) -> KeyInfo:
             info = change(find_key(connection, self._keyring, act.name))
             besides(connection, info)
             put_state(connection, self._keyring, info, self._now())
-            act.commit_with(connection)
-        return info
+            return info
+
+        return act.commit(put)
 
 
 def _generated(key_type: KeyType, *, exportable: bool) -> Payload:

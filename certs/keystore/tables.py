@@ -66,6 +66,11 @@ def _number() -> TypeEngine[int]:
     return BigInteger().with_variant(Integer(), "sqlite")
 
 
+def _text() -> TypeEngine[str]:
+    """Text that sorts by its bytes, as SQLite's does and PostgreSQL's "C" collation."""
+    return Text().with_variant(Text(collation="C"), "postgresql")
+
+
 def _flag() -> TypeEngine[int]:
     return SmallInteger().with_variant(Integer(), "sqlite")
 
@@ -95,9 +100,9 @@ terms = Table(
 keys = Table(
     "keys",
     metadata,
-    Column("name", Text, primary_key=True),
-    Column("key_type", Text, nullable=False),
-    Column("purpose", Text, nullable=False),
+    Column("name", _text(), primary_key=True),
+    Column("key_type", _text(), nullable=False),
+    Column("purpose", _text(), nullable=False),
     Column("exportable", _flag(), CheckConstraint("exportable IN (0, 1)"), nullable=False),
     Column("latest_version", _number(), CheckConstraint("latest_version >= 1"), nullable=False),
     Column("created_at", _number(), nullable=False),
@@ -107,7 +112,7 @@ keys = Table(
 key_versions = Table(
     "key_versions",
     metadata,
-    Column("name", Text, ForeignKey("keys.name"), primary_key=True),
+    Column("name", _text(), ForeignKey("keys.name"), primary_key=True),
     Column("version", _number(), CheckConstraint("version >= 1"), primary_key=True),
     Column("term", _number(), ForeignKey("terms.number"), nullable=False, index=True),
     Column("public_key", LargeBinary, nullable=False),
@@ -120,7 +125,7 @@ key_versions = Table(
 key_states = Table(
     "key_states",
     metadata,
-    Column("name", Text, ForeignKey("keys.name"), primary_key=True),
+    Column("name", _text(), ForeignKey("keys.name"), primary_key=True),
     Column("revision", _number(), CheckConstraint("revision >= 1"), nullable=False),
     Column("term", _number(), ForeignKey("terms.number"), nullable=False, index=True),
     Column("sealed", LargeBinary, nullable=False),
@@ -132,11 +137,11 @@ certificates = Table(
     "certificates",
     metadata,
     Column("serial", LargeBinary, primary_key=True),
-    Column("state", Text, CheckConstraint("state IN ('signing', 'issued')"), nullable=False),
-    Column("profile", Text, nullable=False),
-    Column("signer_name", Text, nullable=False),
+    Column("state", _text(), CheckConstraint("state IN ('signing', 'issued')"), nullable=False),
+    Column("profile", _text(), nullable=False),
+    Column("signer_name", _text(), nullable=False),
     Column("signer_version", _number(), nullable=False),
-    Column("subject_name", Text, nullable=False),
+    Column("subject_name", _text(), nullable=False),
     Column("subject_version", _number(), nullable=False),
     Column("to_be_signed", LargeBinary, nullable=False),
     Column("certificate", LargeBinary, nullable=True),
@@ -154,8 +159,8 @@ certificates = Table(
 authorities = Table(
     "authorities",
     metadata,
-    Column("name", Text, ForeignKey("keys.name"), primary_key=True),
-    Column("parent", Text, ForeignKey("authorities.name"), nullable=True),
+    Column("name", _text(), ForeignKey("keys.name"), primary_key=True),
+    Column("parent", _text(), ForeignKey("authorities.name"), nullable=True),
     Column("serial", LargeBinary, ForeignKey("certificates.serial"), nullable=False),
     sqlite_strict=True,
 )
@@ -165,7 +170,7 @@ authorities = Table(
 grants = Table(
     "grants",
     metadata,
-    Column("principal", Text, primary_key=True),
+    Column("principal", _text(), primary_key=True),
     Column("revision", _number(), CheckConstraint("revision >= 1"), nullable=False),
     Column("sealed", LargeBinary, nullable=False),
     sqlite_strict=True,

@@ -53,7 +53,7 @@ def die_at_commit(store, number):
     @event.listens_for(store.database.engine, "commit")
     def commit(connection):
         nonlocal seen
-        if connection.get_execution_options().get("pfs_begin") == "BEGIN IMMEDIATE":
+        if connection.get_execution_options().get("pfs_transaction") == "write":
             seen += 1
             if seen == number:
                 die()

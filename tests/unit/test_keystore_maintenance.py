@@ -149,7 +149,7 @@ def watch(store):
     if moment == "before":
         @event.listens_for(store.database.engine, "commit")
         def commit(connection):
-            if connection.get_execution_options().get("pfs_begin") == "BEGIN IMMEDIATE":
+            if connection.get_execution_options().get("pfs_transaction") == "write":
                 at(connection)
     else:
         event.listen(store.database.engine, "checkin", at)

@@ -1,0 +1,83 @@
+"""Where a store is: a path or a URL, and the database that this means.
+
+| written | means |
+|---|---|
+| ``keys.db``, ``/var/lib/pfs/keys.db`` | one SQLite file |
+| ``sqlite:///keys.db``, ``sqlite:////var/lib/pfs/keys.db`` | the same two |
+| ``postgresql://user@host/database`` | a PostgreSQL database (libpq's URL, without a password) |
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from certs.errors import InvalidInput
+from certs.keystore.database import BUSY_TIMEOUT_SECONDS
+from certs.keystore.sqlite import SQLiteDatabase
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from sqlalchemy import Connection
+
+    from certs.keystore.database import Database
+    from certs.keystore.postgresql import PostgreSQLDatabase
+
+__all__ = ["create_database", "open_database", "require_vacant"]
+
+_POSTGRESQL = ("postgresql://", "postgres://")
+
+
+def create_database(address: str | os.PathLike[str], fill: Callable[[Connection], None]) -> None:
+    """Make the tables of a new store where the address says, and let `fill` write its first rows.
+
+    All or nothing. Raises `StoreError`, or `InvalidInput` for what is no address.
+    """
+    if isinstance(address, str) and address.startswith(_POSTGRESQL):
+        _postgresql().create(address, fill)
+    else:
+        SQLiteDatabase.create(_file_of(address), fill)
+
+
+def open_database(
+    address: str | os.PathLike[str], *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS
+) -> Database:
+    """Open the database of an existing store; raise `StoreError` or `InvalidInput`."""
+    if isinstance(address, str) and address.startswith(_POSTGRESQL):
+        return _postgresql().open(address, busy_timeout_seconds=busy_timeout_seconds)
+    return SQLiteDatabase.open(_file_of(address), busy_timeout_seconds=busy_timeout_seconds)
+
+
+def require_vacant(address: str | os.PathLike[str]) -> None:
+    """Raise `StoreError` if something stands where a store is to be made."""
+    if isinstance(address, str) and address.startswith(_POSTGRESQL):
+        _postgresql().require_vacant(address)
+    else:
+        SQLiteDatabase.require_vacant(_file_of(address))
+
+
+def _file_of(address: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of a store in a file."""
+    if not isinstance(address, str) or "://" not in address:
+        return Path(address).absolute()
+    parts = urlsplit(address)
+    if parts.scheme != "sqlite" or parts.netloc or len(parts.path) < len("/x"):
+        raise InvalidInput(
+            "a store is a path, sqlite:///relative, sqlite:////absolute, or "
+            "postgresql://user@host/database"
+        )
+    return Path(unquote(parts.path.removeprefix("/"))).absolute()
+
+
+def _postgresql() -> type[PostgreSQLDatabase]:
+    try:
+        from certs.keystore.postgresql import PostgreSQLDatabase  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise InvalidInput(
+            "a store in PostgreSQL needs the package psycopg; "
+            "run: pip install 'pfs-transport[postgres]'"
+        ) from None
+    return PostgreSQLDatabase
