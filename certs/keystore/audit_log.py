@@ -55,6 +55,7 @@ class AuditLog:
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
         self._opened: tuple[bytes, Ed25519PrivateKey] | None = None
+        self._known_end: tuple[int, bytes, bytes] | None = None
 
     @classmethod
     def begin(cls, connection: Connection, keyring: Keyring, entry: AuditEntry) -> None:
@@ -82,15 +83,19 @@ class AuditLog:
         except ValueError:
             raise _altered_end(None) from None
         self._require_end(head, private_key, frontier)
-        rows = []
+        rows: list[dict[str, int | bytes]] = []
+        signature = b""
         for entry in entries:
             line = entry.encode()
             number, frontier = frontier.size, frontier.with_leaf(leaf_hash(line))
             checkpoint = Checkpoint(self._origin, frontier.size, frontier.root)
             signature = private_key.sign(checkpoint.text.encode())
             rows.append({"number": number, "entry": line, "signature": signature})
+        encoded = frontier.encode()
         connection.execute(_ADD, rows)
-        connection.execute(_GROW, {"new_size": frontier.size, "new_frontier": frontier.encode()})
+        connection.execute(_GROW, {"new_size": frontier.size, "new_frontier": encoded})
+        # Should this be undone after all, another end is found next time, and checked.
+        self._known_end = (frontier.size, encoded, signature)
 
     def key(self, connection: Connection) -> NoteKey:
         """Return the public key that checks the log."""
@@ -155,6 +160,10 @@ class AuditLog:
     ) -> None:
         if frontier.size == 0 and head.last is None:
             return  # the log is being made
+        if (frontier.size, head.frontier, head.signature) == self._known_end:
+            if head.last == frontier.size - 1:
+                return  # byte for byte what was signed here
+            raise _altered_end(frontier.size - 1)
         checkpoint = Checkpoint(self._origin, frontier.size, frontier.root)
         genuine = (
             head.last == frontier.size - 1

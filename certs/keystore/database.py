@@ -85,6 +85,12 @@ class Database(ABC):
             yield connection
 
     @contextmanager
+    def statement(self) -> Iterator[Connection]:
+        """Run one statement that reads; it is a view of one moment, and costs no transaction."""
+        with self.transaction(None) as connection:
+            yield connection
+
+    @contextmanager
     def write(self) -> Iterator[Connection]:
         """Run a block of reads and writes, alone; commit at its end, or undo all of it."""
         with self.transaction("write") as connection:

@@ -174,7 +174,7 @@ class Gate:
         Raises `AccessDenied`, once the refusal is recorded.
         """
         act = Act(operation, name, version, self)
-        with self._database.read() as connection:
+        with self._database.statement() as connection:
             granted = grants_of(connection, self._keyring, self.principal)
         if not is_permitted(granted, operation, name):
             self.record(act, "refused")

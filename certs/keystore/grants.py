@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from certs.errors import AuditLogAltered, CorruptEnvelope, InvalidInput
 from certs.keystore.access import (
@@ -37,6 +37,7 @@ __all__ = ["all_grants", "begin_grants", "change_grants", "grants_of", "require_
 _KIND = "grants"
 _PURPOSE = "access"
 _MOST_PRINCIPALS = 10_000
+_ONE = select(grants).where(grants.c.principal == bindparam("wanted"))
 
 
 def begin_grants(connection: Connection, keyring: Keyring) -> None:
@@ -112,7 +113,7 @@ def _found(
     connection: Connection, keyring: Keyring, principal: str
 ) -> tuple[int, frozenset[Grant]]:
     """Return a principal's revision, 0 if there is no row, and its grants."""
-    row = connection.execute(select(grants).where(grants.c.principal == principal)).first()
+    row = connection.execute(_ONE, {"wanted": principal}).first()
     if row is None:
         return 0, frozenset()
     found, revision, granted = _opened(keyring, row)

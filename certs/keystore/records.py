@@ -16,11 +16,23 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Integer,
+    Row,
+    and_,
+    bindparam,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
 
 from certs.errors import CorruptEnvelope, KeyNotFound, StoreError, StoreFault
 from certs.key_types import public_key_der
-from certs.keystore.envelope import MAX_TERM, STORE_ID_BYTES
+from certs.keystore.envelope import MAX_TERM, MAX_VERSION, STORE_ID_BYTES
 from certs.keystore.kek.provider import MAX_WRAPPED_BYTES
 from certs.keystore.keyring import INVOCATION_LIMIT, Keyring, SealedTerm, root_context
 from certs.keystore.kinds import PURPOSES, kind_of
@@ -56,6 +68,7 @@ __all__ = [
     "counted_term",
     "erase_versions",
     "find_key",
+    "find_version",
     "first_rows",
     "has_name",
     "insert_key",
@@ -195,7 +208,7 @@ def find_key(connection: Connection, keyring: Keyring, name: str) -> KeyInfo:
     """Return a key; raise `KeyNotFound`, or `CorruptEnvelope` if its row is not as sealed."""
     if not is_name(name):  # nor would every text reach the database: lone surrogates do not
         raise KeyNotFound("there is no key of that name, and no key can have it; list the keys")
-    row = connection.execute(_KEYS.where(keys.c.name == name)).first()
+    row = connection.execute(_ONE_KEY, {"wanted": name}).first()
     if row is None:
         raise KeyNotFound(f"there is no key named {name!r}; list the keys, or create it")
     info = _key_info(keyring, row)
@@ -208,12 +221,31 @@ def keys_after(
     connection: Connection, keyring: Keyring, name: str, limit: int
 ) -> Sequence[KeyInfo]:
     """Return up to `limit` keys in the order of their names, from the first one after `name`."""
-    query = _KEYS.where(keys.c.name > name).order_by(keys.c.name).limit(limit)
-    page = [_key_info(keyring, row) for row in connection.execute(query)]
+    rows = connection.execute(_KEYS_AFTER, {"last": name, "most": limit})
+    page = [_key_info(keyring, row) for row in rows]
     names = [name, *(info.name for info in page)]
     if any(one >= following for one, following in pairwise(names)):
         raise _misled("the list of keys")  # nor would a listing that turns back ever end
     return page
+
+
+def find_version(
+    connection: Connection, keyring: Keyring, name: str, version: int | None
+) -> SealedVersion:
+    """Return one version of a key, the newest if None, by one statement, so of one moment.
+
+    Raises as `find_key` and `read_version` do.
+    """
+    row = None
+    if is_name(name):
+        number = None if version is None else min(max(version, 0), MAX_VERSION)
+        row = connection.execute(_KEY_AND_VERSION, {"wanted": name, "number": number}).first()
+    if row is None:
+        return read_version(connection, find_key(connection, keyring, name), version)
+    info = _key_info(keyring, row)
+    if info.name != name:
+        raise _misled(f"key {name!r}")
+    return _held_version(info, info.version if version is None else version, row)
 
 
 def read_version(connection: Connection, info: KeyInfo, version: int | None) -> SealedVersion:
@@ -222,32 +254,43 @@ def read_version(connection: Connection, info: KeyInfo, version: int | None) -> 
     That a key's newest version is the one its state names is checked each time: removing the row of
     a newer version must not bring an older key back into use unnoticed.
     """
+    wanted = info.version if version is None else version
+    number = min(max(wanted, 0), MAX_VERSION)  # not every integer is one to a database
+    row = connection.execute(_ONE_VERSION, {"wanted": info.name, "number": number}).first()
+    return _held_version(info, wanted, row)
+
+
+def _held_version(
+    info: KeyInfo, wanted: int, row: Row[*tuple[object, ...]] | None
+) -> SealedVersion:
+    """Hold a row of `_ONE_VERSION` to the key's state and to what was asked for."""
     name = info.name
-    newest = connection.execute(
-        select(func.max(key_versions.c.version)).where(key_versions.c.name == name)
-    ).scalar()
-    if newest != info.version:
+    newest = None if row is None else row.newest
+    if row is None or newest != info.version:
         raise CorruptEnvelope(
             f"key {name!r} should have {info.version} versions and the newest found is {newest}; "
             "restore the store from a backup"
         )
-    wanted = info.version if version is None else version
     if not 1 <= wanted <= info.version:
         raise KeyNotFound(f"key {name!r} has versions 1 to {info.version}, not {wanted}")
-    row = connection.execute(
-        select(key_versions, terms.c.sealed.label("sealed_term"))
-        .join(terms, terms.c.number == key_versions.c.term)
-        .where(key_versions.c.name == name, key_versions.c.version == wanted)
-    ).first()
-    if row is None:
+    if row.v_version is None or row.v_sealed_term is None:
         raise CorruptEnvelope(
             f"version {wanted} of key {name!r}, or the term that seals it, is missing from the "
             "store; restore it from a backup"
         )
-    sealed = _sealed_version(info, row)
-    if (row.name, sealed.version) != (name, wanted):
+    if (row.v_name, row.v_version) != (name, wanted):
         raise _misled(f"version {wanted} of key {name!r}")
-    return sealed
+    return SealedVersion(
+        info=info,
+        version=as_number(row.v_version, "key_versions.version", least=1),
+        created_at=as_time(row.v_created_at, "key_versions.created_at"),
+        term=SealedTerm(
+            as_number(row.v_term, "key_versions.term", least=1, most=MAX_TERM),
+            as_bytes(row.v_sealed_term, "terms.sealed"),
+        ),
+        public_key=as_bytes(row.v_public_key, "key_versions.public_key"),
+        record=as_bytes(row.v_sealed, "key_versions.sealed"),
+    )
 
 
 def has_name(connection: Connection, name: str) -> bool:
@@ -405,22 +448,8 @@ def insert_term(connection: Connection, term: SealedTerm, *, invocations: int, n
     )
 
 
-def _sealed_version(info: KeyInfo, row: Row[tuple[object, ...]]) -> SealedVersion:
-    return SealedVersion(
-        info=info,
-        version=as_number(row.version, "key_versions.version", least=1),
-        created_at=as_time(row.created_at, "key_versions.created_at"),
-        term=SealedTerm(
-            as_number(row.term, "key_versions.term", least=1, most=MAX_TERM),
-            as_bytes(row.sealed_term, "terms.sealed"),
-        ),
-        public_key=as_bytes(row.public_key, "key_versions.public_key"),
-        record=as_bytes(row.sealed, "key_versions.sealed"),
-    )
-
-
 # Outer joins: a key whose state was removed is a damaged key, not one that never was.
-_KEYS = (
+_ALL_KEYS = (
     select(
         keys,
         key_states.c.revision,
@@ -430,6 +459,45 @@ _KEYS = (
     )
     .outerjoin(key_states, key_states.c.name == keys.c.name)
     .outerjoin(terms, terms.c.number == key_states.c.term)
+)
+# Built once: building a statement takes twice as long as running it.
+_ONE_KEY = _ALL_KEYS.where(keys.c.name == bindparam("wanted"))
+_KEYS_AFTER = (
+    _ALL_KEYS.where(keys.c.name > bindparam("last"))
+    .order_by(keys.c.name)
+    .limit(bindparam("most", type_=Integer))
+)
+_wanted_version = key_versions.alias("wanted_version")
+_its_term = terms.alias("its_term")
+_VERSION_COLUMNS = (
+    *(column.label(f"v_{column.name}") for column in _wanted_version.c),
+    _its_term.c.sealed.label("v_sealed_term"),
+    select(func.max(key_versions.c.version))
+    .where(key_versions.c.name == bindparam("wanted"))
+    .scalar_subquery()
+    .label("newest"),
+)
+_number = bindparam("number", type_=BigInteger)
+_KEY_AND_VERSION = (
+    _ONE_KEY.add_columns(*_VERSION_COLUMNS)
+    .outerjoin(
+        _wanted_version,
+        and_(
+            _wanted_version.c.name == bindparam("wanted"),
+            _wanted_version.c.version == func.coalesce(_number, keys.c.latest_version),
+        ),
+    )
+    .outerjoin(_its_term, _its_term.c.number == _wanted_version.c.term)
+)
+# One row whether or not the version is there: it also says which is the newest.
+_ONE_VERSION = (
+    select(*_VERSION_COLUMNS)
+    .select_from(select(literal(1).label("one")).subquery())
+    .outerjoin(
+        _wanted_version,
+        and_(_wanted_version.c.name == bindparam("wanted"), _wanted_version.c.version == _number),
+    )
+    .outerjoin(_its_term, _its_term.c.number == _wanted_version.c.term)
 )
 
 

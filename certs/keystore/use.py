@@ -27,7 +27,7 @@ from certs.errors import (
 from certs.key_types import PrivateKey, PublicKey, require_public_key
 from certs.keystore.kinds import DATA, PURPOSES, SECRET, SIGN, WRAP
 from certs.keystore.payload import Payload, PrivateKeyPayload
-from certs.keystore.records import KeyInfo, find_key, opened, read_version
+from certs.keystore.records import KeyInfo, find_version, opened
 from certs.keystore.signatures import Signature, algorithm_of, is_signature, sign_message
 from certs.keystore.signing import KeyHandle, Witness, signing_key_for
 from certs.keystore.wrapping import (
@@ -100,10 +100,10 @@ class _KeyAccess:
         even_disabled: bool = False,
     ) -> _Opened:
         """Open one version of `act.name`, if it is there, enabled and for this purpose."""
-        with self.database.read() as connection:
-            info = find_key(connection, self._keyring, act.name)
-            require_present(info)
-            sealed = read_version(connection, info, version)
+        with self.database.statement() as connection:
+            sealed = find_version(connection, self._keyring, act.name, version)
+        info = sealed.info
+        require_present(info)
         act.version = sealed.version
         if not even_disabled:
             _require_enabled(info, sealed.version)
