@@ -121,7 +121,6 @@ class StoreFault(Enum):
     EXISTS = auto()
     NOT_A_STORE = auto()
     NEWER_SCHEMA = auto()
-    OLDER_SCHEMA = auto()
     LOCKED = auto()
     READ_ONLY = auto()
     FULL = auto()

@@ -1,7 +1,12 @@
-"""What all tests share: one run of the proof, through the command as users call it."""
+"""What all tests share: one run of the proof through the command, programs, places for a store.
+
+A missing program is *unsupported*, which is a skip that says what to install, unless
+PFS_REQUIRE_PEERS=1 says that this machine is meant to have them all: then it is a failure.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,8 +16,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from interop.errors import PeerUnavailable
+from interop.peers.postgresql import PostgreSQLServer, run_postgresql
+from interop.peers.programs import Program, find_program
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 # A shell starts what runs in the background with Ctrl-C ignored, and programs inherit that: those
 # under test must not, since tests send them one.
@@ -57,3 +66,35 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
     out = folder / "evidence"
     completed = run_pfs("prove", "--out", out, "--payload", payload, "--handshakes", "120")
     return Proof(out, PAYLOAD, completed)
+
+
+@pytest.fixture(scope="session")
+def require_program() -> Callable[[str], Program]:
+    """Find a program, or skip the test saying what to install."""
+
+    def require(name: str) -> Program:
+        try:
+            return find_program(name)
+        except PeerUnavailable as error:
+            if os.environ.get("PFS_REQUIRE_PEERS") == "1":
+                pytest.fail(f"required: {error}")
+            pytest.skip(f"unsupported: {error}")
+
+    return require
+
+
+@pytest.fixture(scope="session")
+def postgresql(require_program: Callable[[str], Program]) -> Iterator[PostgreSQLServer]:
+    """Run a PostgreSQL server, one for each process of the tests."""
+    require_program("postgresql")
+    with run_postgresql(durable=False) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.peers)])
+def store_address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Name a place where no store is yet, on each kind of database."""
+    if request.param == "sqlite":
+        return str(tmp_path / "store.db")
+    server: PostgreSQLServer = request.getfixturevalue("postgresql")
+    return server.new_database()

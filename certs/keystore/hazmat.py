@@ -7,14 +7,16 @@ used through `KeyStore.signing_key` and exported through `KeyStore.export_privat
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from certs.errors import StoreError, StoreFault
+from certs.keystore.access import OWNER
 from certs.keystore.payload import PrivateKeyPayload
 from certs.keystore.records import keys_after, open_keyring, opened, read_version, schema_of
+from certs.keystore.schema import upgrade
 from certs.keystore.sqlite import SQLiteDatabase
-from certs.keystore.store import using_provider
+from certs.keystore.store import using_provider, utc_now
 from certs.keystore.tables import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -52,27 +54,35 @@ def unseal_every_private_key(
 
     That mark binds users of the store, not a holder of its KEK. The file is opened read-only and
     not one byte of it, or of its folder, is changed; a copy of the file is enough (a copy taken
-    while the store is in use should be made with `KeyStore.snapshot`). Raises as `KeyStore.open`
-    does, and `CorruptEnvelope` at the first record that does not open.
+    while the store is in use should be made with `KeyStore.snapshot`). A file of an older schema is
+    read by way of a temporary copy. Raises as `KeyStore.open` does, and `CorruptEnvelope` at the
+    first record that does not open.
     """
-    stolen: list[StolenKey] = []
+    where = Path(path).absolute()
     with using_provider(kek) as provider:
-        database = SQLiteDatabase.open(Path(path).absolute(), read_only=True)
-        try:
+        with SQLiteDatabase.open(where, read_only=True) as database:
             keyring = open_keyring(database, provider)
-            with database.read() as connection:
-                if schema_of(connection) < SCHEMA_VERSION:
-                    raise StoreError(
-                        f"{path} has an older schema; open it once with KeyStore.open",
-                        fault=StoreFault.OLDER_SCHEMA,
-                    )
-                last = ""
-                while page := keys_after(connection, keyring, last, _PAGE):
-                    for info in page:
-                        stolen.extend(_versions_of(connection, keyring, info))
-                    last = page[-1].name
-        finally:
-            database.close()
+            with database.statement() as connection:
+                current = schema_of(connection) == SCHEMA_VERSION
+            if current:
+                return _every_private_key(database, keyring)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder, "store")
+            with SQLiteDatabase.open(where, read_only=True) as database:
+                database.snapshot(copy)
+            with SQLiteDatabase.open(copy) as database:
+                upgrade(database, keyring, int(utc_now().timestamp()), OWNER)
+                return _every_private_key(database, keyring)
+
+
+def _every_private_key(database: SQLiteDatabase, keyring: Keyring) -> list[StolenKey]:
+    stolen: list[StolenKey] = []
+    with database.read() as connection:
+        last = ""
+        while page := keys_after(connection, keyring, last, _PAGE):
+            for info in page:
+                stolen.extend(_versions_of(connection, keyring, info))
+            last = page[-1].name
     return stolen
 
 

@@ -72,8 +72,8 @@ from certs.keystore.records import (
     read_version,
     seal_version,
 )
+from certs.keystore.schema import begin_oversight, mark_schema, upgrade
 from certs.keystore.state import MAX_DISABLED_VERSIONS
-from certs.keystore.upgrade import begin_oversight, upgrade
 from certs.keystore.use import require_present, shown_time
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ class KeyStore(KeyOversight):
             entry = AuditEntry(now, require_principal(principal), "init", "", "done")
 
             def fill(connection: Connection) -> None:
+                mark_schema(connection)
                 first_rows(connection, keyring, wrapped, now)
                 begin_oversight(connection, keyring, entry)
 

@@ -21,7 +21,9 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     SmallInteger,
+    String,
     Table,
     Text,
 )
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "APPLICATION_ID",
     "SCHEMA_VERSION",
+    "alembic_version",
     "as_bytes",
     "as_number",
     "as_optional_bytes",
@@ -53,7 +56,7 @@ __all__ = [
     "terms",
 ]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 APPLICATION_ID = 0x50465353  # "PFSS", in SQLite's header: how a store is told from another database
 
 _LATEST_TIME = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
@@ -194,6 +197,14 @@ audit_head = Table(
     Column("frontier", LargeBinary, nullable=False),
     Column("key", LargeBinary, nullable=False),
     sqlite_strict=True,
+)
+
+# What Alembic keeps of the migrations; its definition is Alembic's.
+alembic_version = Table(
+    "alembic_version",
+    metadata,
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
 )
 
 

@@ -47,6 +47,7 @@ from typing import IO, TYPE_CHECKING, Final, Self
 from interop.errors import InteropError, PeerUnavailable
 
 if TYPE_CHECKING:
+    import pwd
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
@@ -169,7 +170,8 @@ class ChildProcess:
     The program runs in a session and process group of its own, in `working_directory` or else in
     its private `directory`, which is also its HOME and is removed afterwards. `stdin` is an open
     file, the string ``"pipe"`` (see `feed`), or nothing. `on_stdout` is called on the reading
-    thread with each piece of output before it can be seen through `stdout`.
+    thread with each piece of output before it can be seen through `stdout`. `user` is whom
+    root runs it as.
 
     Raises PeerUnavailable if the program cannot be executed.
     """
@@ -185,11 +187,13 @@ class ChildProcess:
         extra_environment: Mapping[str, str] | None = None,
         working_directory: Path | None = None,
         inherited_descriptors: Sequence[int] = (),
+        user: pwd.struct_passwd | None = None,
         stdout_limit_bytes: int = _DEFAULT_OUTPUT_BYTES,
         stderr_limit_bytes: int = _DEFAULT_OUTPUT_BYTES,
         stop_seconds: float = DEFAULT_STOP_SECONDS,
     ) -> None:
         self.path = path
+        self._user = user
         self._arguments = tuple(arguments)
         self._stdin = stdin
         self._stdout_file = stdout_file
@@ -209,6 +213,8 @@ class ChildProcess:
         self._feeder: threading.Thread | None = None
         self._private = tempfile.TemporaryDirectory(prefix="pfs-peer-")
         self.directory = Path(self._private.name)
+        if user is not None:
+            os.chown(self.directory, user.pw_uid, user.pw_gid)
 
     def __enter__(self) -> Self:
         try:
@@ -245,6 +251,9 @@ class ChildProcess:
                 env=clean_environment(self.directory, self._extra_environment),
                 pass_fds=self._inherited_descriptors,
                 start_new_session=True,
+                user=None if self._user is None else self._user.pw_uid,
+                group=None if self._user is None else self._user.pw_gid,
+                extra_groups=None if self._user is None else [],
             )
         except OSError as error:
             raise PeerUnavailable(f"{self.path} cannot be run: {error.strerror}") from error

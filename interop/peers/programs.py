@@ -30,8 +30,9 @@ __all__ = [
     "survey",
 ]
 
-# Debian puts servers where an ordinary user's PATH does not look.
+# Debian puts servers where an ordinary user's PATH does not look, PostgreSQL's by version.
 _SYSTEM_FOLDERS: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+_BY_VERSION: Final = Path("/usr/lib/postgresql")
 _VERSION_SECONDS: Final = 20.0
 
 
@@ -81,7 +82,11 @@ def find_program(name: str, *, search_path: str | None = None) -> Program:
     """
     peer = peer_named(name)
     if search_path is None:
-        search_path = os.pathsep.join((os.environ.get("PATH", os.defpath), *_SYSTEM_FOLDERS))
+        versions = sorted(
+            _BY_VERSION.glob("*/bin"), key=lambda each: each.parent.name, reverse=True
+        )
+        folders = (*_SYSTEM_FOLDERS, *map(str, versions))
+        search_path = os.pathsep.join((os.environ.get("PATH", os.defpath), *folders))
     install = f"apt-get install {package_for(peer, distribution())}"
     found = (shutil.which(executable, path=search_path) for executable in peer.executables)
     path = next((path for path in found if path is not None), None)

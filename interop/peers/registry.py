@@ -135,6 +135,21 @@ PEERS: tuple[Peer, ...] = (
         version_pattern=r"faketime: Version (\d+(?:\.\d+)+)",
     ),
     Peer(
+        name="postgresql",
+        executables=("postgres",),
+        debian_package="postgresql",
+        roles=frozenset({Role.TOOL}),
+        version_pattern=r"^postgres \(PostgreSQL\) (\d+(?:\.\d+)+)",
+        minimum_version=(13,),
+    ),
+    Peer(
+        name="psql",
+        executables=("psql",),
+        debian_package="postgresql-client",
+        roles=frozenset({Role.TOOL}),
+        version_pattern=r"^psql \(PostgreSQL\) (\d+(?:\.\d+)+)",
+    ),
+    Peer(
         name="softhsm2",
         executables=("softhsm2-util",),
         debian_package="softhsm2",

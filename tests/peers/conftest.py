@@ -1,24 +1,14 @@
-"""What the tests against real programs share: credentials made per run, and honest skipping.
-
-A missing program is *unsupported*, which is a skip that says what to install, unless
-PFS_REQUIRE_PEERS=1 says that this machine is meant to have them all: then it is a failure.
-"""
+"""What the tests against real programs share: credentials made per run."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import trustme
 
-from interop.errors import PeerUnavailable
 from interop.peers.endpoints import CredentialFiles
-from interop.peers.programs import Program, find_program
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 HERE = Path(__file__).parent
 
@@ -27,21 +17,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.peers)
-
-
-@pytest.fixture(scope="session")
-def require_program() -> Callable[[str], Program]:
-    """Find a program, or skip the test saying what to install."""
-
-    def require(name: str) -> Program:
-        try:
-            return find_program(name)
-        except PeerUnavailable as error:
-            if os.environ.get("PFS_REQUIRE_PEERS") == "1":
-                pytest.fail(f"required: {error}")
-            pytest.skip(f"unsupported: {error}")
-
-    return require
 
 
 class Authority(NamedTuple):

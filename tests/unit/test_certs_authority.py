@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-import sqlite3
 import subprocess
-from contextlib import closing
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from sqlalchemy import update
 
 from certs import profiles
 from certs.authority import CertificateAuthority
@@ -31,6 +31,7 @@ from certs.errors import (
 from certs.key_types import PRIVATE_KEY_TYPES, public_key_der
 from certs.keystore import KeyStore, KeyType
 from certs.keystore.kek import FileKEK
+from certs.keystore.tables import certificates
 from certs.ledger import Ledger, PlannedCertificate
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ SERVED_TYPES = [one for one in PRIVATE_KEY_TYPES if one is not KeyType.ML_DSA_65
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[KeyStore]:
-    with KeyStore.create(tmp_path / "store.db", FileKEK.create(tmp_path / "kek")) as store:
+def store(tmp_path: Path, store_address: str) -> Iterator[KeyStore]:
+    with KeyStore.create(store_address, FileKEK.create(tmp_path / "kek")) as store:
         yield store
 
 
@@ -330,9 +331,29 @@ def test_authorities_are_loaded_after_a_restart(tmp_path: Path) -> None:
 
 
 def edit(store: KeyStore, *statements: str) -> None:
-    with closing(sqlite3.connect(store.database.path, isolation_level=None)) as connection:
+    with store.database.write() as connection:
         for statement in statements:
-            connection.execute(statement)
+            connection.exec_driver_sql(statement)
+
+
+@contextmanager
+def refused(store: KeyStore, change: str) -> Iterator[None]:
+    """Let the database refuse a change, such as ``INSERT ON certificates``, inside the block."""
+    if store.database.engine.dialect.name == "sqlite":
+        edit(
+            store,
+            f"CREATE TRIGGER refuse BEFORE {change} BEGIN SELECT RAISE(ABORT, 'no record'); END",
+        )
+    else:
+        edit(
+            store,
+            "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql"
+            " AS $$ BEGIN RAISE 'no record'; END $$",
+            f"CREATE TRIGGER refuse BEFORE {change} FOR EACH ROW EXECUTE FUNCTION refuse()",
+        )
+    yield
+    where = "" if store.database.engine.dialect.name == "sqlite" else " ON certificates"
+    edit(store, f"DROP TRIGGER refuse{where}")
 
 
 def test_a_root_slipped_into_the_database_is_refused(
@@ -373,7 +394,12 @@ def test_authorities_in_a_circle_are_refused(
 def test_a_damaged_certificate_is_a_typed_error(
     store: KeyStore, issuing: CertificateAuthority
 ) -> None:
-    edit(store, "UPDATE certificates SET certificate = x'00' WHERE subject_name = 'issuing'")
+    with store.database.write() as connection:
+        connection.execute(
+            update(certificates)
+            .where(certificates.c.subject_name == "issuing")
+            .values(certificate=b"\0")
+        )
     with pytest.raises(StoreError) as caught:
         CertificateAuthority.load(store, issuing.name)
     assert caught.value.fault is StoreFault.DAMAGED
@@ -388,26 +414,15 @@ def test_what_is_signed_was_recorded_before(store: KeyStore) -> None:
     with store.database.read() as connection:
         rows = connection.exec_driver_sql("SELECT state, certificate FROM certificates").all()
     assert [tuple(row) for row in rows] == [("issued", root.certificate.public_bytes(Encoding.DER))]
-    edit(
-        store,
-        "CREATE TRIGGER refuse BEFORE INSERT ON certificates"
-        " BEGIN SELECT RAISE(ABORT, 'no record'); END",
-    )
-    with pytest.raises(StoreError):
+    with refused(store, "INSERT ON certificates"), pytest.raises(StoreError):
         root.issue_server(key_name="s", dns_names=["localhost"], now=NOW)
-    edit(store, "DROP TRIGGER refuse")
     root.issue_server(key_name="s", dns_names=["localhost"], now=NOW)
 
 
 def test_an_issuance_that_broke_off_is_named_with_its_serial_and_bytes(
     store: KeyStore, issuing: CertificateAuthority
 ) -> None:
-    edit(
-        store,
-        "CREATE TRIGGER refuse BEFORE UPDATE ON certificates"
-        " BEGIN SELECT RAISE(ABORT, 'no record'); END",
-    )
-    with pytest.raises(StoreError):
+    with refused(store, "UPDATE ON certificates"), pytest.raises(StoreError):
         issuing.issue_server(key_name="s", dns_names=["localhost"], now=NOW)
     (broken,) = CertificateAuthority.load(store, "issuing").unfinished()
     assert broken.signer == ("issuing", 1)
@@ -416,7 +431,6 @@ def test_an_issuance_that_broke_off_is_named_with_its_serial_and_bytes(
     assert broken.recorded_at == NOW.replace(microsecond=0)
     assert broken.serial.to_bytes(20).lstrip(b"\0") in broken.to_be_signed
     assert Ledger(store.database).certificate(broken.serial) is None
-    edit(store, "DROP TRIGGER refuse")
     fresh = issuing.issue_server(key_name="s", dns_names=["localhost"], now=NOW)
     assert store.key("s").version == 2
     assert Ledger(store.database).certificate(fresh.leaf.serial_number) == fresh.leaf

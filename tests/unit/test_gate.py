@@ -41,8 +41,8 @@ def kek(tmp_path: Path) -> FileKEK:
 
 
 @pytest.fixture
-def store(tmp_path: Path, kek: FileKEK) -> Iterator[KeyStore]:
-    with KeyStore.create(tmp_path / "store.db", kek, clock=lambda: NOW) as made:
+def store(store_address: str, kek: FileKEK) -> Iterator[KeyStore]:
+    with KeyStore.create(store_address, kek, clock=lambda: NOW) as made:
         made.create_key("signs", KeyType.ED25519, exportable=True)
         made.create_key("wraps", KeyType.AES_256, purpose="wrap")
         made.create_key("makes", KeyType.AES_256)
@@ -123,12 +123,12 @@ def test_an_operation_is_done_or_refused_and_recorded_once_either_way(
     store.verify_audit_log()
 
 
-def test_a_refused_change_changed_nothing(store: KeyStore) -> None:
+def test_a_refused_change_changed_nothing(store: KeyStore, tmp_path: Path) -> None:
     alice = store.acting_as(ALICE)
     before = list(store.keys(deleted=True))
     for call in ("rotate", "disable", "delete", "create", "purge", "secret-set"):
         with pytest.raises(AccessDenied):
-            CALLS[call](alice, store.database.path.parent, (b"", b""))
+            CALLS[call](alice, tmp_path, (b"", b""))
     assert list(store.keys(deleted=True)) == before
 
 
@@ -182,13 +182,20 @@ def test_a_failure_is_recorded_with_its_kind(store: KeyStore) -> None:
 
 def test_what_cannot_be_recorded_is_not_given_out(store: KeyStore) -> None:
     assert store.get_secret("secret") == b"value"
-    with store.database.read() as connection:
-        connection.exec_driver_sql("PRAGMA query_only = ON")
+    refuse, allow = {
+        "sqlite": ("PRAGMA query_only = ON", "PRAGMA query_only = OFF"),
+        "postgresql": (
+            "ALTER TABLE audit_log RENAME TO kept_away",
+            "ALTER TABLE kept_away RENAME TO audit_log",
+        ),
+    }[store.database.engine.dialect.name]
+    with store.database.transaction(None) as connection:
+        connection.exec_driver_sql(refuse)
     for call in (lambda: store.get_secret("secret"), lambda: store.sign("signs", b"m")):
-        with pytest.raises(StoreError, match="read-only"):
+        with pytest.raises(StoreError, match=r"read-only|is not a key store"):
             call()
-    with store.database.read() as connection:
-        connection.exec_driver_sql("PRAGMA query_only = OFF")
+    with store.database.transaction(None) as connection:
+        connection.exec_driver_sql(allow)
     assert store.get_secret("secret") == b"value"
 
 

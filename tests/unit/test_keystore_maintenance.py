@@ -14,6 +14,7 @@ import pytest
 from certs.errors import CertsError, CorruptEnvelope, StoreError, WrongKEK
 from certs.key_types import public_key_der
 from certs.keystore import KeyStore, KeyType
+from certs.keystore.hazmat import unseal_every_private_key
 from certs.keystore.kek import FileKEK
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ PREAMBLE = """
 import os, signal, sys
 from sqlalchemy import event
 from certs.keystore import KeyStore, KeyType
+from certs.keystore.hazmat import unseal_every_private_key
 folder, moment, wanted = sys.argv[1], sys.argv[2], int(sys.argv[3])
 seen = 0
 
@@ -252,22 +254,28 @@ def test_killed_at_its_commit_an_operation_happened_wholly_or_not(
     assert (shown() == before) is (moment == "before")
 
 
+SCHEMA_3 = ("DROP TABLE alembic_version", "UPDATE store_info SET schema_version = 3")
 SCHEMA_2 = (
+    *SCHEMA_3,
     *(f"DROP TABLE {table}" for table in ("grants", "audit_log", "audit_head")),
     "UPDATE store_info SET schema_version = 2",
 )
 SCHEMA_1 = (*SCHEMA_2, "DROP TABLE key_states", "UPDATE store_info SET schema_version = 1")
 
 
-@pytest.mark.parametrize("older", [SCHEMA_1, SCHEMA_2], ids=["1", "2"])
+@pytest.mark.parametrize("older", [SCHEMA_1, SCHEMA_2, SCHEMA_3], ids=["1", "2", "3"])
 def test_a_store_of_an_older_schema_is_brought_up_once(
     path: Path, kek: FileKEK, older: tuple[str, ...]
 ) -> None:
     before = contents(path, kek)
     edit(path, *older)
+    content = path.read_bytes()
+    stolen = {key.name for key in unseal_every_private_key(path, kek)}  # by way of a copy
+    assert path.read_bytes() == content
     assert contents(path, kek) == before
+    assert stolen == {key.name for key in unseal_every_private_key(path, kek)} != set()
     with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT schema_version FROM store_info").fetchone() == (3,)
+        assert connection.execute("SELECT schema_version FROM store_info").fetchone() == (4,)
 
 
 def test_an_edited_mark_of_the_first_schema_is_not_sealed(path: Path, kek: FileKEK) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,7 +33,6 @@ from certs.keystore.kinds import purposes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
@@ -52,9 +52,9 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Iterator[KeyStore]:
+def store(tmp_path: Path, store_address: str, clock: Clock) -> Iterator[KeyStore]:
     kek = FileKEK.create(tmp_path / "kek")
-    with KeyStore.create(tmp_path / "store.db", kek, clock=clock) as opened:
+    with KeyStore.create(store_address, kek, clock=clock) as opened:
         yield opened
 
 
@@ -273,6 +273,20 @@ def test_a_deleted_key_is_recovered_until_its_retention_is_over(
         store.delete("a", retention=timedelta(days=-1))
 
 
+def table_files(store: KeyStore, table: str) -> list[Path]:
+    """Return where a server on this machine keeps a table."""
+    with store.database.read() as connection:
+        folder = connection.exec_driver_sql("SHOW data_directory").scalar()
+        file = connection.exec_driver_sql(f"SELECT pg_relation_filepath('{table}')").scalar()
+    return [Path(folder, file)]
+
+
+def settle(store: KeyStore) -> None:
+    if store.database.engine.dialect.name == "postgresql":
+        with store.database.transaction(None) as connection:
+            connection.exec_driver_sql("CHECKPOINT")
+
+
 def test_a_purged_key_is_gone_and_its_name_with_it(store: KeyStore) -> None:
     store.set_secret("a", b"a secret of some length")
     store.set_secret("b", b"another")
@@ -284,10 +298,15 @@ def test_a_purged_key_is_gone_and_its_name_with_it(store: KeyStore) -> None:
             "SELECT sealed FROM key_versions WHERE name = 'a'"
         ).scalar()
     assert isinstance(sealed, bytes)
-    path = store.database.path
-    files = [path, path.with_name(path.name + "-wal")]
+    files = (
+        list(Path(store.database.name).parent.glob("store.db*"))
+        if store.database.engine.dialect.name == "sqlite"
+        else table_files(store, "key_versions")
+    )
+    settle(store)
     assert any(sealed in file.read_bytes() for file in files)
     store.purge("a")
+    settle(store)
     assert not any(sealed in file.read_bytes() for file in files)
     for call in (store.get_secret, store.recover):
         with pytest.raises(KeyDeleted):

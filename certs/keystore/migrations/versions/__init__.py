@@ -1,0 +1,1 @@
+"""One module a schema, each leading from the schema before it."""
