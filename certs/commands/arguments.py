@@ -18,6 +18,7 @@ from certs.keystore.access import OWNER
 from certs.keystore.files import create_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import BinaryIO
 
     from certs.keystore.kek import KEKProvider
@@ -27,6 +28,7 @@ __all__ = [
     "kek_uri",
     "open_store",
     "read_bytes",
+    "read_lines",
     "read_secret",
     "store_address",
     "write_secret",
@@ -66,6 +68,12 @@ def read_bytes(source: Path, most: int = MAX_MESSAGE_BYTES) -> bytes:
         return _bounded(sys.stdin.buffer, "standard input", most)
     with source.open("rb") as file:
         return _bounded(file, str(source), most)
+
+
+def read_lines(file: BinaryIO, most: int) -> Iterator[bytes]:
+    """Yield lines with their newlines, none longer than one byte too many."""
+    while line := file.readline(most + 1):
+        yield line
 
 
 def read_secret(source: Path | None, most: int, *, prompt: str) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import getpass
 import sys
 from datetime import datetime, timedelta
@@ -25,7 +24,7 @@ from certs.commands.output import print_json, say
 from certs.errors import BadSignature, UnsupportedKey
 from certs.keystore import KeyStore
 from certs.keystore.address import require_vacant
-from certs.keystore.kek import create_kek, open_kek
+from certs.keystore.kek import create_kek
 from certs.keystore.kinds import require_key_type
 from certs.keystore.payload import AES_256_BYTES, MAX_SECRET_BYTES
 from certs.keystore.wrapping import MAX_WRAPPED_KEY_BYTES, MAX_WRAPPING_BYTES
@@ -46,9 +45,6 @@ __all__ = [
     "run_init",
     "run_list",
     "run_public_key",
-    "run_rekey",
-    "run_rewrap",
-    "run_rotate_store",
     "run_secret_get",
     "run_secret_set",
     "run_sign",
@@ -338,39 +334,6 @@ def run_secret_get(
     with open_store(store, kek) as keys:
         value = keys.get_secret(name, version)
     return _give(out, value, {"name": name}, as_json=as_json, field="secret")
-
-
-def run_rotate_store(*, store: str | None, kek: str | None, as_json: bool) -> int:
-    """Begin a new term; return 0."""
-    with open_store(store, kek) as keys:
-        term = keys.rotate_term()
-    say({"term": term}, f"term {term} seals from now on; rewrap moves the rest", as_json=as_json)
-    return 0
-
-
-def run_rewrap(*, store: str | None, kek: str | None, as_json: bool) -> int:
-    """Move every record to the newest term; return 0."""
-    with open_store(store, kek) as keys:
-        done = keys.rewrap()
-    facts = {"term": done.term, "moved": done.moved, "left": done.left}
-    say(facts, f"{done.moved} records moved to term {done.term}", as_json=as_json)
-    return 0
-
-
-def run_rekey(
-    *, store: str | None, kek: str | None, to_kek: str, new_kek: bool, as_json: bool
-) -> int:
-    """Put the store under another KEK, made first with `new_kek`; return 0."""
-    # One provider of each, whatever is done with it: each asks for its passphrase or PIN once.
-    make_new = create_kek if new_kek else open_kek
-    with (
-        contextlib.closing(open_kek(kek_uri(kek))) as current,
-        open_store(store, current) as keys,
-        contextlib.closing(make_new(to_kek)) as new,
-    ):
-        keys.rekey(current, new)
-    say({"kek": to_kek}, f"only {to_kek} opens the store now", as_json=as_json)
-    return 0
 
 
 def _loaded(content: bytes, password_file: Path | None) -> object:

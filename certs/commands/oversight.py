@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from certs.commands.arguments import open_store, read_bytes, write_secret
+from certs.commands.arguments import open_store, read_bytes, read_lines, write_secret
 from certs.commands.output import print_json, say
 from certs.errors import AuditLogAltered, BadSignature, InvalidInput
 from certs.keystore.audit import (
@@ -26,7 +26,6 @@ from certs.keystore.notes import MAX_NOTE_BYTES, NoteKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import BinaryIO
 
 __all__ = [
     "run_audit_export",
@@ -164,7 +163,7 @@ def _verified_file(
         first = file.readline(MAX_LINE_BYTES)
         file.seek(0)
         if first.startswith(_EXPORT):
-            found, checkpoint = verify_export(_lines(file), key, earlier)
+            found, checkpoint = verify_export(read_lines(file, MAX_LINE_BYTES), key, earlier)
             facts: dict[str, object] = {"rows": checkpoint.size, "key": str(found)}
             return facts, f"all {checkpoint.size} rows are as the log of {found} has them"
         text = file.read(MAX_PROOF_BYTES + 1)
@@ -179,12 +178,6 @@ def _verified_file(
         )
     size = verify_extension_text(text, key, earlier).size
     return {"rows": size}, f"a log of {size} rows that begins with those of the checkpoint"
-
-
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield lines, none longer than one byte too many."""
-    while line := file.readline(MAX_LINE_BYTES + 1):
-        yield line
 
 
 @contextmanager

@@ -68,7 +68,7 @@ PERMITTED: Mapping[Role, frozenset[str]] = {
     # keeps keys, and says who may use them; uses none
     Role.CRYPTO_OFFICER: _READING
     | {"create", "import", "rotate", "disable", "enable", "secret-set", "delete", "recover"}
-    | {"rotate-store", "rewrap", "rekey", "snapshot", "grant", "revoke", "grants"},
+    | {"rotate-store", "rewrap", "rekey", "snapshot", "backup", "grant", "revoke", "grants"},
     Role.CRYPTO_USER: _READING
     | {"sign", "wrap", "unwrap", "generate-data-key", "secret-get", "export"},
     # what certs.authority does: keys for certificates, and the signatures on them

@@ -38,7 +38,7 @@ from certs.keystore.merkle import (
 from certs.keystore.notes import SIGNATURE_BYTES, Checkpoint, NoteKey, decode_base64
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 __all__ = [
     "MAX_ENTRY_BYTES",
@@ -206,13 +206,17 @@ def export_line(row: AuditRow) -> bytes:
 
 
 def verify_export(
-    lines: Iterable[bytes], key: NoteKey | None = None, earlier: bytes | None = None
+    lines: Iterable[bytes],
+    key: NoteKey | None = None,
+    earlier: bytes | None = None,
+    each: Callable[[AuditRow, AuditEntry], object] = lambda _row, _entry: None,
 ) -> tuple[NoteKey, Checkpoint]:
     """Check an export, line by line with their newlines; return its key and its checkpoint.
 
     `key` is the log's, from elsewhere; without it the export is only found consistent with the key
-    that it names itself. `earlier` is a signed checkpoint. Raises `AuditLogAltered` with the row,
-    `InvalidInput` for what is no export, `BadSignature` for another log's key or checkpoint.
+    that it names itself. `earlier` is a signed checkpoint. `each` is called with every row found
+    good. Raises `AuditLogAltered` with the row, `InvalidInput` for what is no export,
+    `BadSignature` for another log's key or checkpoint.
     """
     source = iter(lines)
     if next(source, b"") != f"{_EXPORT}\n".encode():
@@ -229,7 +233,8 @@ def verify_export(
         framed = line[_ENCODED_SIGNATURE : _ENCODED_SIGNATURE + 1] + line[-1:] == b" \n"
         if signature is None or not framed or len(line) > MAX_LINE_BYTES:
             raise AuditLogAltered(f"row {number} of the export is malformed", row=number)
-        check.take(AuditRow(number, entry, signature))
+        row = AuditRow(number, entry, signature)
+        each(row, check.take(row))
     return named, check.end()
 
 

@@ -104,6 +104,20 @@ class AuditLog:
             raise AuditLogAltered("the head of the audit log was removed", row=None)
         return self._note_key(self._private_key(as_bytes(sealed, "audit_head.key")))
 
+    def checkpoint(self, connection: Connection) -> bytes:
+        """Return the log's signed checkpoint as its head and its last row have it, unchecked."""
+        head = connection.execute(_END).first()
+        if head is None:
+            raise AuditLogAltered("the head of the audit log was removed", row=None)
+        try:
+            size = as_number(head.size, "audit_head.size")
+            frontier = Frontier.parse(size, as_bytes(head.frontier, "audit_head.frontier"))
+        except ValueError:
+            raise _altered_end(None) from None
+        self._require_end(head, self._private_key(as_bytes(head.key, "audit_head.key")), frontier)
+        text = Checkpoint(self._origin, size, frontier.root).text
+        return self.key(connection).note(text, as_bytes(head.signature, "audit_log.signature"))
+
     def rows(self, connection: Connection, start: int = 0) -> Iterator[AuditRow]:
         """Yield rows in their order, a bounded number in memory."""
         while True:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 import sqlalchemy
 from sqlalchemy.exc import DBAPIError
@@ -32,21 +32,34 @@ from sqlalchemy.exc import DBAPIError
 from certs.errors import StoreError, StoreFault
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from sqlalchemy import Connection, Engine
 
-__all__ = ["BUSY_TIMEOUT_SECONDS", "DAMAGED", "KIND_OPTION", "Database", "DuplicateRow", "Kind"]
+__all__ = [
+    "BUSY_TIMEOUT_SECONDS",
+    "DAMAGED",
+    "KIND_OPTION",
+    "ConnectionLost",
+    "Database",
+    "DuplicateRow",
+    "Kind",
+]
 
 BUSY_TIMEOUT_SECONDS = 10.0
 KIND_OPTION = "pfs_transaction"
 Kind = Literal["read", "write"]
+_Answer = TypeVar("_Answer")
 DAMAGED = (StoreFault.DAMAGED, "is damaged or not a key store; restore it from a backup")
 
 
 class DuplicateRow(StoreError):
     """An insert lost against a row with the same key; the caller says what that means."""
+
+
+class ConnectionLost(StoreError):
+    """The connection to the server was lost; what was being committed may be there or not."""
 
 
 class Database(ABC):
@@ -84,11 +97,14 @@ class Database(ABC):
         with self.transaction("read") as connection:
             yield connection
 
-    @contextmanager
-    def statement(self) -> Iterator[Connection]:
-        """Run one statement that reads; it is a view of one moment, and costs no transaction."""
-        with self.transaction(None) as connection:
-            yield connection
+    def ask(self, read: Callable[[Connection], _Answer]) -> _Answer:
+        """Return what one reading statement finds: a view of one moment, without a transaction."""
+        try:
+            with self.transaction(None) as connection:
+                return read(connection)
+        except ConnectionLost:
+            with self.transaction(None) as connection:
+                return read(connection)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -164,5 +180,6 @@ class Database(ABC):
         found = self.fault_of(error)
         if found is None:
             return DuplicateRow(f"{self.name} has that row already", fault=StoreFault.EXISTS)
+        kind = ConnectionLost if error.connection_invalidated else StoreError
         fault, text = found
-        return StoreError(f"{self.name} {text}", fault=fault)
+        return kind(f"{self.name} {text}", fault=fault)

@@ -8,16 +8,19 @@ a complete one. (rename(2) would replace the loser's or the winner's file withou
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+from certs.errors import StoreError, StoreFault
 
-__all__ = ["OWNER_ONLY", "create_file", "new_file"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["OWNER_ONLY", "create_file", "new_file", "writing_to"]
 
 OWNER_ONLY = 0o600
 
@@ -41,6 +44,25 @@ def new_file(destination: Path) -> Iterator[Path]:
         with contextlib.suppress(FileNotFoundError):
             draft.unlink()
     _synchronise(destination.parent)
+
+
+@contextmanager
+def writing_to(destination: str | os.PathLike[str]) -> Iterator[Callable[[bytes], object]]:
+    """Yield what writes to a new 0600 file, which stands at `destination` once the block is done.
+
+    Raises `StoreError` if it exists or cannot be written; nothing is left behind then.
+    """
+    path = Path(destination).absolute()
+    try:
+        with new_file(path) as draft, draft.open("wb") as file:
+            yield file.write
+    except FileExistsError:
+        raise StoreError(
+            f"{path} exists and is never overwritten; choose another path", fault=StoreFault.EXISTS
+        ) from None
+    except OSError as error:
+        fault = StoreFault.FULL if error.errno == errno.ENOSPC else StoreFault.UNREADABLE
+        raise StoreError(f"cannot write {path}: {error.strerror}", fault=fault) from None
 
 
 def create_file(destination: Path, content: bytes) -> None:

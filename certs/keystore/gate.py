@@ -83,6 +83,7 @@ OPERATIONS = frozenset(
         # the store as a whole
         "list",
         "snapshot",
+        "backup",
         "rotate-store",
         "rewrap",
         "rekey",
@@ -174,8 +175,9 @@ class Gate:
         Raises `AccessDenied`, once the refusal is recorded.
         """
         act = Act(operation, name, version, self)
-        with self._database.statement() as connection:
-            granted = grants_of(connection, self._keyring, self.principal)
+        granted = self._database.ask(
+            lambda connection: grants_of(connection, self._keyring, self.principal)
+        )
         if not is_permitted(granted, operation, name):
             self.record(act, "refused")
             what = f"{operation} on {name!a}" if name else f"{operation} on the store"

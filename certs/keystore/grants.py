@@ -30,10 +30,19 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Row
 
+    from certs.keystore.audit import AuditEntry
     from certs.keystore.keyring import Keyring
 
-__all__ = ["all_grants", "begin_grants", "change_grants", "grants_of", "require_newest"]
+__all__ = [
+    "all_grants",
+    "begin_grants",
+    "change_grants",
+    "grants_of",
+    "require_newest",
+    "revisions_told",
+]
 
+_GRANTING = frozenset({"init", "upgrade", "grant", "revoke"})  # what tells of a revision
 _KIND = "grants"
 _PURPOSE = "access"
 _MOST_PRINCIPALS = 10_000
@@ -90,6 +99,13 @@ def change_grants(
             "nobody could grant anything afterwards; grant that to another one first"
         )
     return revision + 1
+
+
+def revisions_told(number: int, entry: AuditEntry) -> dict[str, tuple[int, int]]:
+    """Return what a row of the log tells of a principal's revision, for `require_newest`."""
+    if entry.operation not in _GRANTING or entry.outcome != "done":
+        return {}
+    return {entry.details["principal"]: (number, int(entry.details["revision"]))}
 
 
 def require_newest(

@@ -62,9 +62,7 @@ def unseal_every_private_key(
     with using_provider(kek) as provider:
         with SQLiteDatabase.open(where, read_only=True) as database:
             keyring = open_keyring(database, provider)
-            with database.statement() as connection:
-                current = schema_of(connection) == SCHEMA_VERSION
-            if current:
+            if database.ask(schema_of) == SCHEMA_VERSION:
                 return _every_private_key(database, keyring)
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder, "store")

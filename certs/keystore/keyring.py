@@ -24,7 +24,9 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from certs.errors import CorruptEnvelope, StoreError, StoreFault
 from certs.keystore.envelope import KEY_BYTES, STORE_ID_BYTES, RecordContext, seal, unseal
@@ -76,6 +78,9 @@ class Keyring:
             )
         self.store_id = store_id
         self._root: AESGCM | None = AESGCM(root_key)
+        self._backup_key = HKDF(
+            hashes.SHA256(), KEY_BYTES, salt=store_id, info=b"pfs backup key 1"
+        ).derive(root_key)
         self._opened: dict[SealedTerm, AESGCM] = {}
 
     def __repr__(self) -> str:
@@ -129,6 +134,11 @@ class Keyring:
         context = RecordContext(self.store_id, kind, name, version, purpose, _ROOT_LEVEL)
         return unseal(self._open_root(), context, record)
 
+    def backup_key(self) -> bytes:
+        """Return the key that seals this store's backups, 32 bytes, derived from the root key."""
+        self._open_root()
+        return self._backup_key
+
     def require_open(self) -> None:
         """Raise `StoreError` if the keyring was closed."""
         self._open_root()
@@ -136,6 +146,7 @@ class Keyring:
     def close(self) -> None:
         """Drop every key."""
         self._root = None
+        self._backup_key = b""
         self._opened.clear()
 
     def _open_root(self) -> AESGCM:

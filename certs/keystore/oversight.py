@@ -13,7 +13,7 @@ from certs.keystore.audit import (
     extension_text,
     inclusion_text,
 )
-from certs.keystore.grants import all_grants, change_grants, require_newest
+from certs.keystore.grants import all_grants, change_grants, require_newest, revisions_told
 from certs.keystore.notes import Checkpoint
 from certs.keystore.use import KeyUse
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 __all__ = ["KeyOversight"]
-
-_GRANTING = {"init", "upgrade", "grant", "revoke"}  # entries that tell of a principal's revision
 
 
 class KeyOversight(KeyUse):
@@ -81,8 +79,7 @@ class KeyOversight(KeyUse):
             told: dict[str, tuple[int, int]] = {}
 
             def each(row: AuditRow, entry: AuditEntry) -> None:
-                if entry.operation in _GRANTING and entry.outcome == "done":
-                    told[entry.details["principal"]] = (row.number, int(entry.details["revision"]))
+                told.update(revisions_told(row.number, entry))
 
             note = log.check(connection, known, each)
             require_newest(connection, self._keyring, told)

@@ -22,7 +22,7 @@ checked as those of a file are. Sizes of values are its to bound.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import TYPE_CHECKING, Self
 
 import psycopg
 import sqlalchemy
@@ -31,6 +31,8 @@ from sqlalchemy import Connection, Engine, event, inspect
 
 from certs.errors import InvalidInput, StoreError, StoreFault
 from certs.keystore.database import BUSY_TIMEOUT_SECONDS, DAMAGED, KIND_OPTION, Database
+from certs.keystore.rows import every_row, write_rows
+from certs.keystore.sqlite import SQLiteDatabase
 from certs.keystore.tables import metadata, store_info
 
 if TYPE_CHECKING:
@@ -130,12 +132,10 @@ class PostgreSQLDatabase(Database):
             raise
         return database
 
-    def snapshot(self, destination: Path) -> NoReturn:
-        """Raise `InvalidInput`: a copy of a server's database is made by `backup`."""
-        raise InvalidInput(
-            f"a snapshot is a file of a store in one; make a backup of {self.name} instead of "
-            f"{destination}"
-        )
+    def snapshot(self, destination: Path) -> None:
+        """Write a consistent copy to a new 0600 file, which is a store in SQLite."""
+        with self.read() as connection:
+            SQLiteDatabase.create(destination, lambda copy: write_rows(copy, every_row(connection)))
 
     def fold(self) -> None:
         """Give replaced and erased rows back (VACUUM), unless somebody is reading them yet."""

@@ -50,9 +50,8 @@ def upgrade(database: Database, keyring: Keyring, now: int, principal: str) -> N
 
     Raises `CorruptEnvelope` if a key of the older store was tampered with.
     """
-    with database.statement() as connection:
-        if schema_of(connection) == SCHEMA_VERSION:
-            return
+    if database.ask(schema_of) == SCHEMA_VERSION:
+        return
     with database.write() as connection:
         old = schema_of(connection)
         if old == SCHEMA_VERSION:

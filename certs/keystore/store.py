@@ -36,8 +36,10 @@ from certs.keystore.access import OWNER, require_principal
 from certs.keystore.address import create_database, open_database
 from certs.keystore.audit import AuditEntry
 from certs.keystore.audit_log import AuditLog
+from certs.keystore.backup import write_backup
 from certs.keystore.commits import GroupCommit
 from certs.keystore.database import BUSY_TIMEOUT_SECONDS, DuplicateRow
+from certs.keystore.files import writing_to
 from certs.keystore.gate import Gate
 from certs.keystore.kek import KEKProvider, open_kek
 from certs.keystore.keyring import Keyring, new_store_id, root_context
@@ -69,11 +71,13 @@ from certs.keystore.records import (
     open_keyring,
     opened,
     put_state,
+    read_root,
     read_version,
     seal_version,
 )
 from certs.keystore.schema import begin_oversight, mark_schema, upgrade
 from certs.keystore.state import MAX_DISABLED_VERSIONS
+from certs.keystore.tables import SCHEMA_VERSION
 from certs.keystore.use import require_present, shown_time
 
 if TYPE_CHECKING:
@@ -339,10 +343,12 @@ class KeyStore(KeyOversight):
             if not timedelta(0) <= retention <= MAX_RETENTION:
                 raise InvalidInput(f"a retention time is 0 to {MAX_RETENTION.days} days")
             now = self._today()
+            until = now + retention
+            act.details = {"purge_at": str(int(until.timestamp()))}
 
             def change(info: KeyInfo) -> KeyInfo:
                 require_present(info)
-                return replace(info, deleted_at=now, purge_at=now + retention)
+                return replace(info, deleted_at=now, purge_at=until)
 
             return self._change(act, change)
 
@@ -433,6 +439,20 @@ class KeyStore(KeyOversight):
         """Write a consistent copy to a new file of mode 0600; the same KEK opens it."""
         with self._gate.perform("snapshot", ""):
             self.database.snapshot(Path(destination).absolute())
+
+    def backup(self, destination: str | os.PathLike[str]) -> int:
+        """Write all of the store, encrypted, to a new file of mode 0600; return how many rows.
+
+        Consistent while others go on. `certs.keystore.recovery` checks and restores it, under the
+        KEK that opens the store now.
+        """
+        with self._gate.perform("backup", "") as act, writing_to(destination) as write:
+            with self.database.read() as connection:
+                facts = SCHEMA_VERSION, self._now(), self._gate.log.checkpoint(connection)
+                root = read_root(connection)
+                rows = write_backup(connection, self._keyring, root, facts, write)
+            act.details = {"rows": str(rows)}
+            return rows
 
     def close(self) -> None:
         """Forget the root key and close the database."""

@@ -100,8 +100,9 @@ class _KeyAccess:
         even_disabled: bool = False,
     ) -> _Opened:
         """Open one version of `act.name`, if it is there, enabled and for this purpose."""
-        with self.database.statement() as connection:
-            sealed = find_version(connection, self._keyring, act.name, version)
+        sealed = self.database.ask(
+            lambda connection: find_version(connection, self._keyring, act.name, version)
+        )
         info = sealed.info
         require_present(info)
         act.version = sealed.version

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from certs.errors import CertsError
-from interop.cli import keys, keys_access, policy, proof, serve
+from interop.cli import keys, keys_access, keys_upkeep, policy, proof, serve
 from interop.errors import InteropError
 from interop.interruption import remember_interrupts
 
@@ -41,6 +41,7 @@ application.add_typer(proof.commands)
 application.add_typer(serve.commands)
 application.add_typer(policy.commands, name="policy")
 keys.commands.add_typer(keys_access.commands)
+keys.commands.add_typer(keys_upkeep.commands)
 application.add_typer(keys.commands, name="keys")
 
 

@@ -7,24 +7,16 @@ from typing import Annotated
 
 import typer
 
+from interop.cli.keys_options import JSON, STANDARD, Kek, Store
+
 __all__ = ["commands"]
 
 commands = typer.Typer(help="Keep keys and secrets, and use them where they are kept.")
 _secrets = typer.Typer(help="Set and read opaque secrets.")
 commands.add_typer(_secrets, name="secret")
 
-_STANDARD = Path("-")
 _MAX_DAYS = 3653
 
-_Store = Annotated[
-    str | None,
-    typer.Option("--store", metavar="URL", help="The store: a path. [default: PFS_STORE]"),
-]
-_Kek = Annotated[
-    str | None,
-    typer.Option("--kek", metavar="URI", help="Its KEK, as in file:/path. [default: PFS_KEK]"),
-]
-_JSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="The key's name.")]
 _Version = Annotated[
     int | None, typer.Option("--version", metavar="N", min=1, help="A version; else the newest.")
@@ -47,10 +39,10 @@ _Context = Annotated[
 
 @commands.command("init")
 def _init(
-    store: _Store = None,
-    kek: _Kek = None,
+    store: Store = None,
+    kek: Kek = None,
     new_kek: Annotated[bool, typer.Option("--new-kek", help="Make the KEK, too.")] = False,
-    as_json: _JSON = False,
+    as_json: JSON = False,
 ) -> int:
     """Make a new store."""
     from certs.commands import keys  # noqa: PLC0415 - see the top of interop.cli
@@ -72,9 +64,9 @@ def _create(  # noqa: PLR0917 - the command line names them all
     purpose: _Purpose = None,
     exportable: _Exportable = False,
     purge_protected: _Protected = False,
-    store: _Store = None,
-    kek: _Kek = None,
-    as_json: _JSON = False,
+    store: Store = None,
+    kek: Kek = None,
+    as_json: JSON = False,
 ) -> int:
     """Make a key of a new name."""
     from certs.commands import keys  # noqa: PLC0415 - see the top of interop.cli
@@ -105,9 +97,9 @@ def _import(  # noqa: PLR0917 - the command line names them all
     ] = None,
     exportable: _Exportable = False,
     purge_protected: _Protected = False,
-    store: _Store = None,
-    kek: _Kek = None,
-    as_json: _JSON = False,
+    store: Store = None,
+    kek: Kek = None,
+    as_json: JSON = False,
 ) -> int:
     """Store an existing private key (PEM or DER), or an AES-256 key, under a new name."""
     from certs.commands import keys  # noqa: PLC0415 - see the top of interop.cli
@@ -129,9 +121,9 @@ def _import(  # noqa: PLR0917 - the command line names them all
 @commands.command("list")
 def _list(
     deleted: Annotated[bool, typer.Option("--deleted", help="Deleted ones, too.")] = False,
-    store: _Store = None,
-    kek: _Kek = None,
-    as_json: _JSON = False,
+    store: Store = None,
+    kek: Kek = None,
+    as_json: JSON = False,
 ) -> int:
     """List the keys and secrets."""
     from certs.commands import keys  # noqa: PLC0415 - see the top of interop.cli
@@ -156,13 +148,13 @@ def _change(
 
 
 @commands.command("show")
-def _show(name: _Name, store: _Store = None, kek: _Kek = None, as_json: _JSON = False) -> int:
+def _show(name: _Name, store: Store = None, kek: Kek = None, as_json: JSON = False) -> int:
     """Show a key, deleted or not."""
     return _change("show", name, None, store, kek, as_json=as_json)
 
 
 @commands.command("rotate")
-def _rotate(name: _Name, store: _Store = None, kek: _Kek = None, as_json: _JSON = False) -> int:
+def _rotate(name: _Name, store: Store = None, kek: Kek = None, as_json: JSON = False) -> int:
     """Make a new version of a key; older ones stay usable."""
     return _change("rotate", name, None, store, kek, as_json=as_json)
 
@@ -171,9 +163,9 @@ def _rotate(name: _Name, store: _Store = None, kek: _Kek = None, as_json: _JSON 
 def _disable(
     name: _Name,
     version: _Version = None,
-    store: _Store = None,
-    kek: _Kek = None,
-    as_json: _JSON = False,
+    store: Store = None,
+    kek: Kek = None,
+    as_json: JSON = False,
 ) -> int:
     """Take a key, or one version of it, out of use."""
     return _change("disable", name, version, store, kek, as_json=as_json)
@@ -183,28 +175,28 @@ def _disable(
 def _enable(
     name: _Name,
     version: _Version = None,
-    store: _Store = None,
-    kek: _Kek = None,
-    as_json: _JSON = False,
+    store: Store = None,
+    kek: Kek = None,
+    as_json: JSON = False,
 ) -> int:
     """Put a key, or one version of it, to use again."""
     return _change("enable", name, version, store, kek, as_json=as_json)
 
 
 @commands.command("recover")
-def _recover(name: _Name, store: _Store = None, kek: _Kek = None, as_json: _JSON = False) -> int:
+def _recover(name: _Name, store: Store = None, kek: Kek = None, as_json: JSON = False) -> int:
     """Undo a deletion while the retention time lasts."""
     return _change("recover", name, None, store, kek, as_json=as_json)
 
 
 @commands.command("purge")
-def _purge(name: _Name, store: _Store = None, kek: _Kek = None, as_json: _JSON = False) -> int:
+def _purge(name: _Name, store: Store = None, kek: Kek = None, as_json: JSON = False) -> int:
     """Destroy a deleted key; its name is never used again."""
     return _change("purge", name, None, store, kek, as_json=as_json)
 
 
 @commands.command("versions")
-def _versions(name: _Name, store: _Store = None, kek: _Kek = None, as_json: _JSON = False) -> int:
+def _versions(name: _Name, store: Store = None, kek: Kek = None, as_json: JSON = False) -> int:
     """List the versions of a key."""
     from certs.commands import keys  # noqa: PLC0415 - see the top of interop.cli
 
@@ -218,9 +210,9 @@ def _delete(
         int,
         typer.Option(metavar="N", min=0, max=_MAX_DAYS, help="How long it can be recovered."),
     ] = 30,
-    store: _Store = None,
-    kek: _Kek = None,
-    as_json: _JSON = False,
+    store: Store = None,
+    kek: Kek = None,
+    as_json: JSON = False,
 ) -> int:
     """Delete a key; it can be recovered until its retention time is over."""
     from certs.commands import keys  # noqa: PLC0415 - see the top of interop.cli
@@ -234,9 +226,9 @@ def _delete(
 def _public_key(
     name: _Name,
     version: _Version = None,
-    store: _Store = None,
-    kek: _Kek = None,
-    as_json: _JSON = False,
+    store: Store = None,
+    kek: Kek = None,
+    as_json: JSON = False,
 ) -> int:
     """Print the public key of a version as PEM."""
     from certs.commands import keys  # noqa: PLC0415 - see the top of interop.cli
@@ -249,9 +241,9 @@ def _export(  # noqa: PLR0917 - the command line names them all
     name: _Name,
     out: _Out,
     version: _Version = None,
-    store: _Store = None,
-    kek: _Kek = None,
-    as_json: _JSON = False,
+    store: Store = None,
+    kek: Kek = None,
+    as_json: JSON = False,
 ) -> int:
     """Write a key that was created exportable: unencrypted PKCS#8 PEM, or 32 bytes."""
     from certs.commands import keys  # noqa: PLC0415 - see the top of interop.cli
@@ -264,12 +256,12 @@ def _export(  # noqa: PLR0917 - the command line names them all
 @commands.command("sign")
 def _sign(  # noqa: PLR0917 - the command line names them all
     name: _Name,
-    source: _In = _STANDARD,
-    out: _Out = _STANDARD,
+    source: _In = STANDARD,
+    out: _Out = STANDARD,
     version: _Version = None,
-    store: _Store = None,
-    kek: _Kek = None,
-    as_json: _JSON = False,
+    store: Store = None,
+    kek: Kek = None,
+    as_json: JSON = False,
 ) -> int:
     """Sign what is read, with the algorithm of the key's type."""
     from certs.commands import keys  # noqa: PLC0415 - see the top of interop.cli
@@ -283,11 +275,11 @@ def _sign(  # noqa: PLR0917 - the command line names them all
 def _verify(  # noqa: PLR0917 - the command line names them all
     name: _Name,
     signature: Annotated[Path, typer.Option(metavar="FILE", help="The signature, raw.")],
-    source: _In = _STANDARD,
+    source: _In = STANDARD,
     version: _Version = None,
-    store: _Store = None,
-    kek: _Kek = None,
-    as_json: _JSON = False,
+    store: Store = None,
+    kek: Kek = None,
+    as_json: JSON = False,
 ) -> int:
     """Say whether a signature is this key's.
 
@@ -309,13 +301,13 @@ def _verify(  # noqa: PLR0917 - the command line names them all
 @commands.command("wrap")
 def _wrap(  # noqa: PLR0917 - the command line names them all
     name: _Name,
-    source: _In = _STANDARD,
-    out: _Out = _STANDARD,
+    source: _In = STANDARD,
+    out: _Out = STANDARD,
     context: _Context = "",
     version: _Version = None,
-    store: _Store = None,
-    kek: _Kek = None,
-    as_json: _JSON = False,
+    store: Store = None,
+    kek: Kek = None,
+    as_json: JSON = False,
 ) -> int:
     """Wrap somebody's key, up to 64 KiB, with a key of purpose wrap."""
     from certs.commands import keys  # noqa: PLC0415 - see the top of interop.cli
@@ -335,12 +327,12 @@ def _wrap(  # noqa: PLR0917 - the command line names them all
 @commands.command("unwrap")
 def _unwrap(  # noqa: PLR0917 - the command line names them all
     name: _Name,
-    source: _In = _STANDARD,
-    out: _Out = _STANDARD,
+    source: _In = STANDARD,
+    out: _Out = STANDARD,
     context: _Context = "",
-    store: _Store = None,
-    kek: _Kek = None,
-    as_json: _JSON = False,
+    store: Store = None,
+    kek: Kek = None,
+    as_json: JSON = False,
 ) -> int:
     """Unwrap what wrap or data-key wrapped."""
     from certs.commands import keys  # noqa: PLC0415 - see the top of interop.cli
@@ -356,11 +348,11 @@ def _data_key(  # noqa: PLR0917 - the command line names them all
     wrapped_out: Annotated[
         Path, typer.Option(metavar="FILE", help="A new file for its wrapped form.")
     ],
-    out: _Out = _STANDARD,
+    out: _Out = STANDARD,
     context: _Context = "",
-    store: _Store = None,
-    kek: _Kek = None,
-    as_json: _JSON = False,
+    store: Store = None,
+    kek: Kek = None,
+    as_json: JSON = False,
 ) -> int:
     """Make a fresh 32-byte key to encrypt data with, and its wrapped form to keep beside it."""
     from certs.commands import keys  # noqa: PLC0415 - see the top of interop.cli
@@ -384,9 +376,9 @@ def _secret_set(  # noqa: PLR0917 - the command line names them all
         typer.Option("--from", metavar="FILE", help="- for stdin; else a prompt asks."),
     ] = None,
     purge_protected: _Protected = False,
-    store: _Store = None,
-    kek: _Kek = None,
-    as_json: _JSON = False,
+    store: Store = None,
+    kek: Kek = None,
+    as_json: JSON = False,
 ) -> int:
     """Store a secret, or a new version of one, byte for byte as it is read."""
     from certs.commands import keys  # noqa: PLC0415 - see the top of interop.cli
@@ -405,10 +397,10 @@ def _secret_set(  # noqa: PLR0917 - the command line names them all
 def _secret_get(  # noqa: PLR0917 - the command line names them all
     name: _Name,
     version: _Version = None,
-    out: _Out = _STANDARD,
-    store: _Store = None,
-    kek: _Kek = None,
-    as_json: _JSON = False,
+    out: _Out = STANDARD,
+    store: Store = None,
+    kek: Kek = None,
+    as_json: JSON = False,
 ) -> int:
     """Write a secret as it was stored."""
     from certs.commands import keys  # noqa: PLC0415 - see the top of interop.cli
@@ -416,33 +408,3 @@ def _secret_get(  # noqa: PLR0917 - the command line names them all
     return keys.run_secret_get(
         store=store, kek=kek, name=name, version=version, out=out, as_json=as_json
     )
-
-
-@commands.command("rotate-store")
-def _rotate_store(store: _Store = None, kek: _Kek = None, as_json: _JSON = False) -> int:
-    """Begin a new term of the store's own key; what is stored from then on is under it."""
-    from certs.commands import keys  # noqa: PLC0415 - see the top of interop.cli
-
-    return keys.run_rotate_store(store=store, kek=kek, as_json=as_json)
-
-
-@commands.command("rewrap")
-def _rewrap(store: _Store = None, kek: _Kek = None, as_json: _JSON = False) -> int:
-    """Move every record to the newest term, while others use the store; run it again if cut off."""
-    from certs.commands import keys  # noqa: PLC0415 - see the top of interop.cli
-
-    return keys.run_rewrap(store=store, kek=kek, as_json=as_json)
-
-
-@commands.command("rekey")
-def _rekey(
-    to_kek: Annotated[str, typer.Option(metavar="URI", help="The KEK that is to open the store.")],
-    new_kek: Annotated[bool, typer.Option("--new-kek", help="Make that KEK first.")] = False,
-    store: _Store = None,
-    kek: _Kek = None,
-    as_json: _JSON = False,
-) -> int:
-    """Put the store under another KEK."""
-    from certs.commands import keys  # noqa: PLC0415 - see the top of interop.cli
-
-    return keys.run_rekey(store=store, kek=kek, to_kek=to_kek, new_kek=new_kek, as_json=as_json)

@@ -7,23 +7,15 @@ from typing import Annotated
 
 import typer
 
+from interop.cli.keys_options import JSON, STANDARD, Kek, Store
+
 __all__ = ["commands"]
 
 commands = typer.Typer()
 _audit = typer.Typer(help="Read, check and export the log of every operation.")
 commands.add_typer(_audit, name="audit")
 
-_STANDARD = Path("-")
 
-_Store = Annotated[
-    str | None,
-    typer.Option("--store", metavar="URL", help="The store: a path. [default: PFS_STORE]"),
-]
-_Kek = Annotated[
-    str | None,
-    typer.Option("--kek", metavar="URI", help="Its KEK, as in file:/path. [default: PFS_KEK]"),
-]
-_JSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 _Principal = Annotated[
     str, typer.Argument(metavar="PRINCIPAL", help="owner, uri:URI, dns:NAME or user:NAME.")
 ]
@@ -70,9 +62,9 @@ def _grant(  # noqa: PLR0917 - the command line names them all
     principal: _Principal,
     role: _Role,
     scope: _Scope,
-    store: _Store = None,
-    kek: _Kek = None,
-    as_json: _JSON = False,
+    store: Store = None,
+    kek: Kek = None,
+    as_json: JSON = False,
 ) -> int:
     """Let somebody play a role. PFS_PRINCIPAL says on whose behalf pfs acts; else the owner's."""
     return _change("grant", (principal, role, scope), store, kek, as_json=as_json)
@@ -83,16 +75,16 @@ def _revoke(  # noqa: PLR0917 - the command line names them all
     principal: _Principal,
     role: _Role,
     scope: _Scope,
-    store: _Store = None,
-    kek: _Kek = None,
-    as_json: _JSON = False,
+    store: Store = None,
+    kek: Kek = None,
+    as_json: JSON = False,
 ) -> int:
     """Take a grant away."""
     return _change("revoke", (principal, role, scope), store, kek, as_json=as_json)
 
 
 @commands.command("grants")
-def _grants(store: _Store = None, kek: _Kek = None, as_json: _JSON = False) -> int:
+def _grants(store: Store = None, kek: Kek = None, as_json: JSON = False) -> int:
     """List who has which role for what."""
     from certs.commands import oversight  # noqa: PLC0415 - see the top of interop.cli
 
@@ -105,9 +97,9 @@ def _list(
     limit: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="How many; else all.")
     ] = None,
-    store: _Store = None,
-    kek: _Kek = None,
-    as_json: _JSON = False,
+    store: Store = None,
+    kek: Kek = None,
+    as_json: JSON = False,
 ) -> int:
     """List what was done, by whom, to what, and what came of it."""
     from certs.commands import oversight  # noqa: PLC0415 - see the top of interop.cli
@@ -129,9 +121,9 @@ def _verify(  # noqa: PLR0917 - the command line names them all
         str | None, typer.Option(metavar="KEY", help="The log's key, if it is not a store's.")
     ] = None,
     checkpoint_out: _CheckpointOut = None,
-    store: _Store = None,
-    kek: _Kek = None,
-    as_json: _JSON = False,
+    store: Store = None,
+    kek: Kek = None,
+    as_json: JSON = False,
 ) -> int:
     """Check the whole log; what was deleted, edited, moved or cut off is named by its row.
 
@@ -152,9 +144,7 @@ def _verify(  # noqa: PLR0917 - the command line names them all
 
 @_audit.command("export")
 def _export(  # noqa: PLR0917 - the command line names them all
-    out: Annotated[
-        Path, typer.Option(metavar="FILE", help="A new file; - for stdout.")
-    ] = _STANDARD,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="A new file; - for stdout.")] = STANDARD,
     entry: Annotated[
         int | None,
         typer.Option(metavar="N", min=0, help="Only row N, with the proof that it is in the log."),
@@ -164,9 +154,9 @@ def _export(  # noqa: PLR0917 - the command line names them all
         typer.Option(metavar="FILE", help="Only the proof that the log extends this checkpoint."),
     ] = None,
     checkpoint_out: _CheckpointOut = None,
-    store: _Store = None,
-    kek: _Kek = None,
-    as_json: _JSON = False,
+    store: Store = None,
+    kek: Kek = None,
+    as_json: JSON = False,
 ) -> int:
     """Write the log, or a proof from it, to be checked elsewhere without the store."""
     from certs.commands import oversight  # noqa: PLC0415 - see the top of interop.cli

@@ -40,6 +40,7 @@ from certs.keystore.kek import FileKEK
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 folder = sys.argv[1]
+address = os.environ.get("STORE", "")
 
 def together():
     print("ready", flush=True)
@@ -99,15 +100,24 @@ def run(program: str, *arguments: object) -> int:
 
 
 @pytest.fixture
+def store_address(store_address: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name a place on each kind of database, to the programs too."""
+    monkeypatch.setenv("STORE", store_address)
+    return store_address
+
+
+@pytest.fixture
 def kek(tmp_path: Path) -> FileKEK:
     return FileKEK.create(tmp_path / "kek")
 
 
-def test_of_processes_racing_for_one_name_exactly_one_wins(tmp_path: Path, kek: FileKEK) -> None:
-    KeyStore.create(tmp_path / "store.db", kek).close()
+def test_of_processes_racing_for_one_name_exactly_one_wins(
+    tmp_path: Path, store_address: str, kek: FileKEK
+) -> None:
+    KeyStore.create(store_address, kek).close()
     results = race(
         """
-with KeyStore.open(folder + "/store.db", "file:" + folder + "/kek") as store:
+with KeyStore.open(address, "file:" + folder + "/kek") as store:
     together()
     wins = 0
     for turn in range(20):
@@ -122,17 +132,19 @@ with KeyStore.open(folder + "/store.db", "file:" + folder + "/kek") as store:
         3,
     )
     assert sum(map(int, results)) == 20
-    with KeyStore.open(tmp_path / "store.db", kek) as store:
+    with KeyStore.open(store_address, kek) as store:
         listed = list(store.keys())
         assert len({public_key_der(store.public_key(info.name)) for info in listed}) == 20
 
 
-def test_processes_rotating_one_name_never_fork_a_version(tmp_path: Path, kek: FileKEK) -> None:
-    with KeyStore.create(tmp_path / "store.db", kek) as store:
+def test_processes_rotating_one_name_never_fork_a_version(
+    tmp_path: Path, store_address: str, kek: FileKEK
+) -> None:
+    with KeyStore.create(store_address, kek) as store:
         store.create_key("a", KeyType.ED25519)
     results = race(
         """
-with KeyStore.open(folder + "/store.db", "file:" + folder + "/kek") as store:
+with KeyStore.open(address, "file:" + folder + "/kek") as store:
     together()
     print(*[store.rotate("a").version for _ in range(20)])
 """,
@@ -141,7 +153,7 @@ with KeyStore.open(folder + "/store.db", "file:" + folder + "/kek") as store:
     )
     versions = [int(word) for result in results for word in result.split()]
     assert sorted(versions) == list(range(2, 62))
-    with KeyStore.open(tmp_path / "store.db", kek) as store:
+    with KeyStore.open(store_address, kek) as store:
         keys = {public_key_der(store.public_key("a", version)) for version in range(1, 62)}
         assert len(keys) == 61
         with store.database.read() as connection:
@@ -149,13 +161,13 @@ with KeyStore.open(folder + "/store.db", "file:" + folder + "/kek") as store:
 
 
 def test_of_processes_racing_to_create_one_store_exactly_one_wins(
-    tmp_path: Path, kek: FileKEK
+    tmp_path: Path, store_address: str, kek: FileKEK
 ) -> None:
     results = race(
         """
 together()
 try:
-    KeyStore.create(folder + "/store.db", "file:" + folder + "/kek").close()
+    KeyStore.create(address, "file:" + folder + "/kek").close()
     print("won")
 except CertsError as error:
     print(type(error).__name__, error.fault.name)
@@ -164,8 +176,9 @@ except CertsError as error:
         3,
     )
     assert sorted(results) == ["StoreError EXISTS", "StoreError EXISTS", "won"]
-    KeyStore.open(tmp_path / "store.db", kek).close()
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["kek", "store.db"]
+    KeyStore.open(store_address, kek).close()
+    in_a_file = not store_address.startswith("postgresql:")
+    assert {each.name for each in tmp_path.iterdir()} == {"kek", *(["store.db"] * in_a_file)}
 
 
 def test_of_processes_racing_to_create_one_kek_exactly_one_wins(tmp_path: Path) -> None:
@@ -186,7 +199,7 @@ except CertsError as error:
 
 
 ISSUE = """
-with KeyStore.open(folder + "/store.db", "file:" + folder + "/kek") as store:
+with KeyStore.open(address, "file:" + folder + "/kek") as store:
     die_at_commit(store, int(sys.argv[2]))
     issuing = CertificateAuthority.load(store, "issuing")
     issuing.issue_server(key_name="web", dns_names=["localhost"], now=NOW)
@@ -194,9 +207,9 @@ with KeyStore.open(folder + "/store.db", "file:" + folder + "/kek") as store:
 
 
 def test_killed_at_any_commit_an_issuance_leaves_a_store_that_says_what_happened(
-    tmp_path: Path, kek: FileKEK
+    tmp_path: Path, store_address: str, kek: FileKEK
 ) -> None:
-    path = tmp_path / "store.db"
+    path = store_address
     with KeyStore.create(path, kek) as store:
         root = CertificateAuthority.create_root(store, "root", "Test Root", NOW)
         root.issue_subordinate("issuing", "Test Issuing CA", NOW)
@@ -224,23 +237,25 @@ def test_killed_at_any_commit_an_issuance_leaves_a_store_that_says_what_happened
 
 
 FOUND = """
-with KeyStore.open(folder + "/store.db", "file:" + folder + "/kek") as store:
+with KeyStore.open(address, "file:" + folder + "/kek") as store:
     die_at_commit(store, int(sys.argv[2]))
     root = CertificateAuthority.create_root(store, "root", "Test Root", NOW)
 """
 
 
-def test_killed_at_any_commit_a_root_can_be_created_again(tmp_path: Path, kek: FileKEK) -> None:
-    KeyStore.create(tmp_path / "store.db", kek).close()
+def test_killed_at_any_commit_a_root_can_be_created_again(
+    tmp_path: Path, store_address: str, kek: FileKEK
+) -> None:
+    KeyStore.create(store_address, kek).close()
     seen = set()
     for commit in range(1, 8):  # the seventh commit would store the authority for good
         assert run(FOUND, tmp_path, commit) == -signal.SIGKILL
-        with KeyStore.open(tmp_path / "store.db", kek) as store:
+        with KeyStore.open(store_address, kek) as store:
             seen.add((len(list(store.keys())), len(Ledger(store.database).unfinished())))
             with pytest.raises(KeyNotFound):
                 CertificateAuthority.load(store, "root")
     assert seen >= {(0, 0), (1, 0), (1, 1)}
-    with KeyStore.open(tmp_path / "store.db", kek) as store:
+    with KeyStore.open(store_address, kek) as store:
         root = CertificateAuthority.create_root(store, "root", "Test Root", NOW)
         assert root.key_version == 1
         assert CertificateAuthority.load(store, "root").certificate == root.certificate
@@ -258,7 +273,7 @@ class Stopping(KeyStore):
                 die()
         return super().signing_key(name, version, witness=stop, details=details)
 
-with Stopping.open(folder + "/store.db", "file:" + folder + "/kek") as store:
+with Stopping.open(address, "file:" + folder + "/kek") as store:
     issuing = CertificateAuthority.load(store, "issuing")
     issuing.issue_server(key_name="web", dns_names=["localhost"], now=NOW)
 """
@@ -269,13 +284,13 @@ with Stopping.open(folder + "/store.db", "file:" + folder + "/kek") as store:
     [("unrecorded", 0, -signal.SIGKILL), ("recorded", 1, -signal.SIGKILL), ("never", 0, 0)],
 )
 def test_the_bytes_are_stored_between_the_witness_and_the_signature(
-    tmp_path: Path, kek: FileKEK, moment: str, unfinished: int, status: int
+    tmp_path: Path, store_address: str, kek: FileKEK, moment: str, unfinished: int, status: int
 ) -> None:
-    with KeyStore.create(tmp_path / "store.db", kek) as store:
+    with KeyStore.create(store_address, kek) as store:
         root = CertificateAuthority.create_root(store, "root", "Test Root", NOW)
         root.issue_subordinate("issuing", "Test Issuing CA", NOW)
     assert run(WITNESSED, tmp_path, moment) == status
-    with KeyStore.open(tmp_path / "store.db", kek) as store:
+    with KeyStore.open(store_address, kek) as store:
         issuing = CertificateAuthority.load(store, "issuing")
         rows = issuing.unfinished()
         assert len(rows) == unfinished
@@ -296,28 +311,31 @@ elif sys.argv[2] == "dispose":
     @event.listens_for(Engine, "engine_disposed")
     def disposed(engine):
         die()
-KeyStore.create(folder + "/store.db", "file:" + folder + "/kek").close()
+KeyStore.create(address, "file:" + folder + "/kek").close()
 """
 
 
 @pytest.mark.parametrize("moment", ["commit", "dispose"])
-def test_killed_while_it_is_made_a_store_does_not_exist(
-    tmp_path: Path, kek: FileKEK, moment: str
+def test_killed_while_it_is_made_a_store_exists_wholly_or_not(
+    tmp_path: Path, store_address: str, kek: FileKEK, moment: str
 ) -> None:
     assert run(CREATE, tmp_path, moment) == -signal.SIGKILL
+    if moment == "dispose" and store_address.startswith("postgresql:"):
+        KeyStore.open(store_address, kek).close()  # a server's commit is all there is to it
+        return
     with pytest.raises(StoreError, match="no key store"):
-        KeyStore.open(tmp_path / "store.db", kek)
-    KeyStore.create(tmp_path / "store.db", kek).close()
+        KeyStore.open(store_address, kek)
+    KeyStore.create(store_address, kek).close()
 
 
 def test_a_certificate_stored_by_one_process_is_the_one_another_reads(
-    tmp_path: Path, kek: FileKEK
+    tmp_path: Path, store_address: str, kek: FileKEK
 ) -> None:
-    with KeyStore.create(tmp_path / "store.db", kek) as store:
+    with KeyStore.create(store_address, kek) as store:
         root = CertificateAuthority.create_root(store, "root", "Test Root", NOW)
         process = start(
             """
-with KeyStore.open(folder + "/store.db", "file:" + folder + "/kek") as store:
+with KeyStore.open(address, "file:" + folder + "/kek") as store:
     root = CertificateAuthority.load(store, "root")
     sub = root.issue_subordinate("issuing", "Test Issuing CA", NOW)
     sys.stdout.buffer.write(sub.trust_anchors.pem())

@@ -85,6 +85,7 @@ CALLS: dict[str, Callable[[KeyStore, Path, tuple[bytes, bytes]], object]] = {
     "purge": lambda store, *_: store.purge("gone"),
     "list": lambda store, *_: list(store.keys()),
     "snapshot": lambda store, folder, _: store.snapshot(folder / "copy.db"),
+    "backup": lambda store, folder, _: store.backup(folder / "backup"),
     "rotate-store": lambda store, *_: store.rotate_term(),
     "rewrap": lambda store, *_: store.rewrap(),
     "rekey": lambda store, folder, _: store.rekey(
