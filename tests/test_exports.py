@@ -16,7 +16,7 @@ MODULES = sorted(
     module.name
     for package in (certs, transport, interop)
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-    if not module.name.endswith("__main__")
+    if not module.name.endswith(("__main__", "migrations.env"))  # not for importing
 )
 
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from certs.keystore.identity import RootRow
     from certs.keystore.keyring import Keyring
-    from certs.keystore.records import RootRow
 
 __all__ = ["BackupHeader", "BackupRows", "read_header", "write_backup"]
 

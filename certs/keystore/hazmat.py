@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from certs.keystore.access import OWNER
+from certs.keystore.identity import open_keyring, schema_of
+from certs.keystore.kek import using_provider
 from certs.keystore.payload import PrivateKeyPayload
-from certs.keystore.records import keys_after, open_keyring, opened, read_version, schema_of
+from certs.keystore.records import keys_after, opened, read_version
 from certs.keystore.schema import upgrade
 from certs.keystore.sqlite import SQLiteDatabase
-from certs.keystore.store import using_provider, utc_now
+from certs.keystore.store import utc_now
 from certs.keystore.tables import SCHEMA_VERSION
 
 if TYPE_CHECKING:

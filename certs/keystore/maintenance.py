@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING
 from sqlalchemy import and_, func, or_, select, update
 
 from certs.errors import CorruptEnvelope, KEKUnavailable, StoreError, StoreFault
+from certs.keystore.identity import read_root
 from certs.keystore.kek.provider import MAX_WRAPPED_BYTES
 from certs.keystore.keyring import SealedTerm, root_context
 from certs.keystore.kinds import kind_of, require_key_type
-from certs.keystore.records import STATE_KIND, counted_term, insert_term, newest_term, read_root
+from certs.keystore.records import STATE_KIND, counted_term, insert_term, newest_term
 from certs.keystore.tables import (
     as_bytes,
     as_number,

@@ -30,17 +30,15 @@ from sqlalchemy import (
     update,
 )
 
-from certs.errors import CorruptEnvelope, KeyNotFound, StoreError, StoreFault
+from certs.errors import CorruptEnvelope, KeyNotFound
 from certs.key_types import public_key_der
-from certs.keystore.envelope import MAX_TERM, MAX_VERSION, STORE_ID_BYTES
-from certs.keystore.kek.provider import MAX_WRAPPED_BYTES
-from certs.keystore.keyring import INVOCATION_LIMIT, Keyring, SealedTerm, root_context
+from certs.keystore.envelope import MAX_TERM, MAX_VERSION
+from certs.keystore.keyring import INVOCATION_LIMIT, Keyring, SealedTerm
 from certs.keystore.kinds import PURPOSES, kind_of
 from certs.keystore.names import is_name
 from certs.keystore.payload import Payload, PrivateKeyPayload, parse_payload
 from certs.keystore.state import KeyState
 from certs.keystore.tables import (
-    SCHEMA_VERSION,
     as_bytes,
     as_number,
     as_text,
@@ -49,7 +47,6 @@ from certs.keystore.tables import (
     key_states,
     key_versions,
     keys,
-    store_info,
     terms,
 )
 
@@ -57,30 +54,23 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from certs.key_types import KeyType
-    from certs.keystore.database import Database
-    from certs.keystore.kek import KEKProvider
 
 __all__ = [
     "STATE_KIND",
     "KeyInfo",
-    "RootRow",
     "SealedVersion",
     "counted_term",
     "erase_versions",
     "find_key",
     "find_version",
-    "first_rows",
     "has_name",
     "insert_key",
     "insert_term",
     "keys_after",
     "newest_term",
-    "open_keyring",
     "opened",
     "put_state",
-    "read_root",
     "read_version",
-    "schema_of",
     "seal_state",
     "seal_version",
 ]
@@ -130,15 +120,6 @@ class KeyInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class RootRow:
-    """A store's identity and its root key as the KEK wrapped it."""
-
-    store_id: bytes
-    generation: int
-    wrapped: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class SealedVersion:
     """One version of a key as its row holds it. `public_key` is empty for keys that have none."""
 
@@ -148,60 +129,6 @@ class SealedVersion:
     term: SealedTerm
     public_key: bytes
     record: bytes
-
-
-def first_rows(connection: Connection, keyring: Keyring, wrapped_root_key: bytes, now: int) -> None:
-    """Write what a new store begins with: its identity, its wrapped root key, its first term."""
-    connection.execute(
-        insert(store_info).values(
-            singleton=1,
-            schema_version=SCHEMA_VERSION,
-            store_id=keyring.store_id,
-            root_generation=1,
-            wrapped_root_key=wrapped_root_key,
-            created_at=now,
-        )
-    )
-    insert_term(connection, keyring.new_term(1), invocations=0, now=now)
-
-
-def open_keyring(database: Database, kek: KEKProvider) -> Keyring:
-    """Unwrap the root key; raise `WrongKEK`, `CorruptEnvelope` or `StoreError` (newer schema)."""
-    with database.read() as connection:
-        if schema_of(connection) > SCHEMA_VERSION:
-            raise StoreError(
-                f"{database.name} has schema {schema_of(connection)} and this program reads "
-                f"{SCHEMA_VERSION}; upgrade the program",
-                fault=StoreFault.NEWER_SCHEMA,
-            )
-        root = read_root(connection)
-    associated_data = root_context(root.store_id, root.generation).encode()
-    return Keyring(root.store_id, kek.unwrap(root.wrapped, associated_data))
-
-
-def read_root(connection: Connection) -> RootRow:
-    """Return the store's identity and its wrapped root key."""
-    columns = store_info.c
-    rows = connection.execute(
-        select(columns.store_id, columns.root_generation, columns.wrapped_root_key)
-    ).all()
-    if len(rows) != 1:  # a damaged page can show a row twice, or none
-        raise damaged("store_info.singleton")
-    row = rows[0]
-    store_id = as_bytes(row.store_id, "store_info.store_id")
-    wrapped = as_bytes(row.wrapped_root_key, "store_info.wrapped_root_key")
-    if len(store_id) != STORE_ID_BYTES:
-        raise damaged("store_info.store_id")
-    if len(wrapped) > MAX_WRAPPED_BYTES:
-        raise damaged("store_info.wrapped_root_key")
-    generation = as_number(row.root_generation, "store_info.root_generation", least=1)
-    return RootRow(store_id, generation, wrapped)
-
-
-def schema_of(connection: Connection) -> int:
-    """Return the schema's number, by itself: another schema may have no other column known here."""
-    schema = connection.execute(select(store_info.c.schema_version)).scalar()
-    return as_number(schema, "store_info.schema_version", least=1)
 
 
 def find_key(connection: Connection, keyring: Keyring, name: str) -> KeyInfo:

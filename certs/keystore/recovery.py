@@ -43,6 +43,8 @@ from certs.keystore.audit import AuditEntry, AuditRow, verify_export
 from certs.keystore.audit_log import AuditLog
 from certs.keystore.backup import BackupHeader, BackupRows, read_header
 from certs.keystore.grants import change_grants, require_newest, revisions_told
+from certs.keystore.identity import read_root
+from certs.keystore.kek import using_provider
 from certs.keystore.keyring import Keyring, root_context
 from certs.keystore.notes import Checkpoint
 from certs.keystore.records import (
@@ -52,11 +54,10 @@ from certs.keystore.records import (
     keys_after,
     opened,
     put_state,
-    read_root,
     read_version,
 )
 from certs.keystore.rows import write_rows
-from certs.keystore.store import using_provider, utc_now
+from certs.keystore.store import utc_now
 from certs.keystore.tables import SCHEMA_VERSION
 
 if TYPE_CHECKING:

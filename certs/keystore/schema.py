@@ -21,7 +21,7 @@ from certs.keystore.access import OWNER
 from certs.keystore.audit import AuditEntry
 from certs.keystore.audit_log import AuditLog
 from certs.keystore.grants import begin_grants
-from certs.keystore.records import schema_of
+from certs.keystore.identity import schema_of
 from certs.keystore.tables import SCHEMA_VERSION, alembic_version, store_info
 
 if TYPE_CHECKING:

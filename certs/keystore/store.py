@@ -6,9 +6,10 @@ KEK that lives elsewhere (`certs.keystore.kek`); the database alone opens nothin
 versions 1, 2, 3, …: writing to a name adds a version, and no version is ever replaced. What may
 change is a key's state (disabled, deleted), which is sealed as well (`certs.keystore.state`).
 
-This module is the officer's half, the life of keys and of the store; `certs.keystore.use` is the
-user's, `certs.keystore.oversight` the auditor's. Every operation of any goes through
-`certs.keystore.gate`: who may is decided there, and what was done is recorded.
+This module is the officer's part, the life of keys; `certs.keystore.use` is the user's,
+`certs.keystore.oversight` the auditor's, `certs.keystore.upkeep` what concerns the store as a
+whole. Every operation of any goes through `certs.keystore.gate`: who may is decided there, and what
+was done is recorded.
 
 A store may be shared by threads and opened by several processes. It must not cross fork(2).
 """
@@ -19,7 +20,6 @@ import contextlib
 import secrets
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from certs.errors import (
@@ -33,26 +33,17 @@ from certs.errors import (
 )
 from certs.key_types import KeyType, generate_private_key, key_type_of, require_private_key
 from certs.keystore.access import OWNER, require_principal
-from certs.keystore.address import create_database, open_database
+from certs.keystore.address import create_database, open_database, require_vacant
 from certs.keystore.audit import AuditEntry
 from certs.keystore.audit_log import AuditLog
-from certs.keystore.backup import write_backup
 from certs.keystore.commits import GroupCommit
 from certs.keystore.database import BUSY_TIMEOUT_SECONDS, DuplicateRow
-from certs.keystore.files import writing_to
 from certs.keystore.gate import Gate
-from certs.keystore.kek import KEKProvider, open_kek
+from certs.keystore.identity import first_rows, open_keyring
+from certs.keystore.kek import KEKProvider, using_provider
 from certs.keystore.keyring import Keyring, new_store_id, root_context
 from certs.keystore.kinds import default_purpose, require_purpose
-from certs.keystore.maintenance import (
-    Rewrapped,
-    Rewrapping,
-    rotate_term,
-    store_wrapping,
-    wrap_again,
-)
 from certs.keystore.names import require_name
-from certs.keystore.oversight import KeyOversight
 from certs.keystore.payload import (
     AES_256_BYTES,
     MAX_SECRET_BYTES,
@@ -64,20 +55,17 @@ from certs.keystore.records import (
     KeyInfo,
     erase_versions,
     find_key,
-    first_rows,
     has_name,
     insert_key,
     keys_after,
-    open_keyring,
     opened,
     put_state,
-    read_root,
     read_version,
     seal_version,
 )
 from certs.keystore.schema import begin_oversight, mark_schema, upgrade
 from certs.keystore.state import MAX_DISABLED_VERSIONS
-from certs.keystore.tables import SCHEMA_VERSION
+from certs.keystore.upkeep import KeyUpkeep
 from certs.keystore.use import require_present, shown_time
 
 if TYPE_CHECKING:
@@ -94,7 +82,6 @@ __all__ = [
     "KeyInfo",
     "KeyStore",
     "VersionInfo",
-    "using_provider",
     "utc_now",
 ]
 
@@ -119,7 +106,7 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class KeyStore(KeyOversight):
+class KeyStore(KeyUpkeep):
     """An open key store. Make one with `create`, open one with `open`, close it after use.
 
     `kek` is a provider or the URI of one (``file:/etc/pfs/kek``); a provider that the store opened
@@ -155,6 +142,7 @@ class KeyStore(KeyOversight):
 
         Raises `StoreError` if there is one or nothing can be written, `KEKUnavailable` for the KEK.
         """
+        require_vacant(address)
         root_key = Keyring.new_root_key()
         keyring = Keyring(new_store_id(), root_key)
         with using_provider(kek) as provider:
@@ -190,16 +178,17 @@ class KeyStore(KeyOversight):
 
         Raises `WrongKEK`, `KEKUnavailable`, `CorruptEnvelope`, or `StoreError` with its fault.
         """
-        with using_provider(kek) as provider:
+        with contextlib.ExitStack() as undo:
+            # First: nobody is asked for a passphrase to what is not there.
             database = open_database(address, busy_timeout_seconds=busy_timeout_seconds)
-            with contextlib.ExitStack() as undo:
-                undo.callback(database.close)
+            undo.callback(database.close)
+            with using_provider(kek) as provider:
                 keyring = open_keyring(database, provider)
-                upgrade(database, keyring, int(clock().timestamp()), require_principal(principal))
-                commits = GroupCommit(database, AuditLog(keyring))
-                gate = Gate(database, keyring, commits, clock, principal)
-                store = cls(database, keyring, clock, gate)
-                undo.pop_all()
+            upgrade(database, keyring, int(clock().timestamp()), require_principal(principal))
+            commits = GroupCommit(database, AuditLog(keyring))
+            gate = Gate(database, keyring, commits, clock, principal)
+            store = cls(database, keyring, clock, gate)
+            undo.pop_all()
         return store
 
     @property
@@ -390,70 +379,6 @@ class KeyStore(KeyOversight):
             self.database.fold()
             return info
 
-    def rotate_term(self) -> int:
-        """Begin a new term and return its number; what is sealed from now on is under it."""
-        with self._gate.perform("rotate-store", "") as act:
-            return act.commit(
-                lambda connection: rotate_term(connection, self._keyring, self._now())
-            )
-
-    def rewrap(
-        self,
-        *,
-        records_a_batch: int = 100,
-        progress: Callable[[int], None] = lambda _: None,
-    ) -> Rewrapped:
-        """Move every record to the newest term, while others go on using the store.
-
-        Resumable: after a crash, the next call takes up the rest. `progress` is called after each
-        commit with the number of records looked at in it. Raises `CorruptEnvelope` at the end,
-        naming the first record that does not open; the others have been moved.
-        """
-        with self._gate.perform("rewrap", "") as act:
-            run = Rewrapping(self._keyring, records_a_batch)
-            looked_at = 1
-            while looked_at:
-                with self.database.write() as connection:
-                    looked_at = run.batch(connection, self._now())
-                progress(looked_at)
-            report = act.commit(run.report)
-            self.database.fold()
-            return report
-
-    def rekey(self, kek: KEKProvider | str, new_kek: KEKProvider | str) -> None:
-        """Put the store under another KEK: afterwards only the new one opens it.
-
-        One commit: killed before it, the old KEK opens the store; after it, the new one. Processes
-        that have the store open go on. Raises `WrongKEK` if `kek` is not the present one.
-        """
-        with (
-            self._gate.perform("rekey", "") as act,
-            using_provider(kek) as current,
-            using_provider(new_kek) as new,
-        ):
-            wrapping = wrap_again(self.database, current, new)
-            act.commit(lambda connection: store_wrapping(connection, wrapping))
-            self.database.fold()
-
-    def snapshot(self, destination: str | os.PathLike[str]) -> None:
-        """Write a consistent copy to a new file of mode 0600; the same KEK opens it."""
-        with self._gate.perform("snapshot", ""):
-            self.database.snapshot(Path(destination).absolute())
-
-    def backup(self, destination: str | os.PathLike[str]) -> int:
-        """Write all of the store, encrypted, to a new file of mode 0600; return how many rows.
-
-        Consistent while others go on. `certs.keystore.recovery` checks and restores it, under the
-        KEK that opens the store now.
-        """
-        with self._gate.perform("backup", "") as act, writing_to(destination) as write:
-            with self.database.read() as connection:
-                facts = SCHEMA_VERSION, self._now(), self._gate.log.checkpoint(connection)
-                root = read_root(connection)
-                rows = write_backup(connection, self._keyring, root, facts, write)
-            act.details = {"rows": str(rows)}
-            return rows
-
     def close(self) -> None:
         """Forget the root key and close the database."""
         self._keyring.close()
@@ -556,16 +481,3 @@ def _imported(key: object, *, exportable: bool) -> Payload:
         return SecretPayload(key, KeyType.AES_256, exportable)
     private_key = require_private_key(key)
     return PrivateKeyPayload(private_key, key_type_of(private_key), exportable)
-
-
-@contextlib.contextmanager
-def using_provider(kek: KEKProvider | str) -> Iterator[KEKProvider]:
-    """Yield the provider; one that is opened from a URI here is closed here."""
-    if not isinstance(kek, str):
-        yield kek
-        return
-    provider = open_kek(kek)
-    try:
-        yield provider
-    finally:
-        provider.close()

@@ -4,6 +4,20 @@ from __future__ import annotations
 
 from certs.keystore.kek.file import FileKEK
 from certs.keystore.kek.passphrase import PassphraseKEK
-from certs.keystore.kek.provider import KeepsPrivateKeys, KEKProvider, create_kek, open_kek
+from certs.keystore.kek.provider import (
+    KeepsPrivateKeys,
+    KEKProvider,
+    create_kek,
+    open_kek,
+    using_provider,
+)
 
-__all__ = ["FileKEK", "KEKProvider", "KeepsPrivateKeys", "PassphraseKEK", "create_kek", "open_kek"]
+__all__ = [
+    "FileKEK",
+    "KEKProvider",
+    "KeepsPrivateKeys",
+    "PassphraseKEK",
+    "create_kek",
+    "open_kek",
+    "using_provider",
+]

@@ -11,14 +11,24 @@ needs no cloud's software.
 from __future__ import annotations
 
 import importlib
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast, runtime_checkable
 
 from certs.errors import KEKUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from certs.key_types import KeyType, PrivateKey
 
-__all__ = ["MAX_WRAPPED_BYTES", "KEKProvider", "KeepsPrivateKeys", "create_kek", "open_kek"]
+__all__ = [
+    "MAX_WRAPPED_BYTES",
+    "KEKProvider",
+    "KeepsPrivateKeys",
+    "create_kek",
+    "open_kek",
+    "using_provider",
+]
 
 MAX_WRAPPED_BYTES = 4096
 
@@ -139,3 +149,16 @@ def _class_of(provider: _Provider) -> object:
             f"this kind of KEK needs the package {error.name}; "
             f"run: pip install 'pfs-transport[{provider.extra}]'"
         ) from None
+
+
+@contextmanager
+def using_provider(kek: KEKProvider | str) -> Iterator[KEKProvider]:
+    """Yield the provider; one that is opened from a URI here is closed here."""
+    if not isinstance(kek, str):
+        yield kek
+        return
+    provider = open_kek(kek)
+    try:
+        yield provider
+    finally:
+        provider.close()

@@ -25,6 +25,8 @@ from certs.keystore.tables import as_number, as_text, as_time
 if TYPE_CHECKING:
     from certs.keystore.keyring import Keyring
 
+__all__ = ["upgrade"]
+
 revision = "2"
 down_revision = "1"
 

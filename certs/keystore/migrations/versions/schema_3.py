@@ -8,6 +8,8 @@ from alembic import context, op
 from certs.keystore.migrations import work_of
 from certs.keystore.schema import begin_oversight
 
+__all__ = ["upgrade"]
+
 revision = "3"
 down_revision = "2"
 

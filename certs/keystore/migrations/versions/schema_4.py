@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["upgrade"]
+
 revision = "4"
 down_revision = "3"
 
