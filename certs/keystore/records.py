@@ -233,27 +233,35 @@ def erase_versions(connection: Connection, info: KeyInfo) -> None:
     )
 
 
-def insert_key(connection: Connection, keyring: Keyring, info: KeyInfo, now: int) -> None:
-    """Insert the rows of a new name; `database.DuplicateRow` if the name is taken."""
+def insert_key(
+    connection: Connection, keyring: Keyring, info: KeyInfo, payload: Payload, now: int
+) -> None:
+    """Insert the rows of a new name and its first version; `database.DuplicateRow` if it is taken.
+
+    Runs in a write transaction.
+    """
     connection.execute(
-        insert(keys).values(
-            name=info.name,
-            key_type=info.key_type.value,
-            purpose=info.purpose,
-            exportable=int(info.exportable),
-            latest_version=info.version,
-            created_at=_seconds(info.created_at),
-        )
+        _NEW_KEY,
+        {
+            "name": info.name,
+            "key_type": info.key_type.value,
+            "purpose": info.purpose,
+            "exportable": int(info.exportable),
+            "latest_version": info.version,
+            "created_at": _seconds(info.created_at),
+        },
     )
-    term = counted_term(connection, keyring, now)
+    term = counted_term(connection, keyring, now, seals=2)
     connection.execute(
-        insert(key_states).values(
-            name=info.name,
-            revision=info.revision,
-            term=term.number,
-            sealed=seal_state(keyring, term, info),
-        )
+        _NEW_STATE,
+        {
+            "name": info.name,
+            "revision": info.revision,
+            "term": term.number,
+            "sealed": seal_state(keyring, term, info),
+        },
     )
+    _insert_version(connection, keyring, term, info, payload, now=now)
 
 
 def put_state(connection: Connection, keyring: Keyring, info: KeyInfo, now: int) -> None:
@@ -296,24 +304,7 @@ def seal_version(
 ) -> None:
     """Seal the key as version `info.version` and insert it. Runs in a write transaction."""
     term = counted_term(connection, keyring, now)
-    record = keyring.seal(
-        term,
-        payload.encode(),
-        kind=kind_of(info.key_type),
-        name=info.name,
-        version=info.version,
-        purpose=info.purpose,
-    )
-    connection.execute(
-        insert(key_versions).values(
-            name=info.name,
-            version=info.version,
-            term=term.number,
-            public_key=_public_der(payload),
-            sealed=record,
-            created_at=now,
-        )
-    )
+    _insert_version(connection, keyring, term, info, payload, now=now)
 
 
 def opened(keyring: Keyring, sealed: SealedVersion) -> Payload:
@@ -341,24 +332,22 @@ def opened(keyring: Keyring, sealed: SealedVersion) -> Payload:
     return payload
 
 
-def counted_term(connection: Connection, keyring: Keyring, now: int) -> SealedTerm:
-    """Return the newest term with this invocation counted; begin the next term at the limit."""
+def counted_term(
+    connection: Connection, keyring: Keyring, now: int, *, seals: int = 1
+) -> SealedTerm:
+    """Return the newest term with these invocations counted; begin the next one at the limit."""
     term, invocations = newest_term(connection)
-    if invocations >= INVOCATION_LIMIT:
+    if invocations + seals > INVOCATION_LIMIT:
         following = keyring.new_term(term.number + 1)
-        insert_term(connection, following, invocations=1, now=now)
+        insert_term(connection, following, invocations=seals, now=now)
         return following
-    connection.execute(
-        update(terms).where(terms.c.number == term.number).values(invocations=invocations + 1)
-    )
+    connection.execute(_COUNT, {"newest": term.number, "counted": invocations + seals})
     return term
 
 
 def newest_term(connection: Connection) -> tuple[SealedTerm, int]:
     """Return the newest term and how often it has sealed."""
-    row = connection.execute(
-        select(terms).order_by(terms.c.number.desc()).limit(1).with_for_update()
-    ).first()
+    row = connection.execute(_NEWEST_TERM).first()
     if row is None:
         raise CorruptEnvelope("the store has no term to seal with; restore it from a backup")
     number = as_number(row.number, "terms.number", least=1, most=MAX_TERM)
@@ -375,6 +364,44 @@ def insert_term(connection: Connection, term: SealedTerm, *, invocations: int, n
     )
 
 
+def _insert_version(
+    connection: Connection,
+    keyring: Keyring,
+    term: SealedTerm,
+    info: KeyInfo,
+    payload: Payload,
+    *,
+    now: int,
+) -> None:
+    record = keyring.seal(
+        term,
+        payload.encode(),
+        kind=kind_of(info.key_type),
+        name=info.name,
+        version=info.version,
+        purpose=info.purpose,
+    )
+    connection.execute(
+        _NEW_VERSION,
+        {
+            "name": info.name,
+            "version": info.version,
+            "term": term.number,
+            "public_key": _public_der(payload),
+            "sealed": record,
+            "created_at": now,
+        },
+    )
+
+
+# Built once: building a statement takes twice as long as running it.
+_NEW_KEY, _NEW_STATE, _NEW_VERSION = insert(keys), insert(key_states), insert(key_versions)
+_NEWEST_TERM = select(terms).order_by(terms.c.number.desc()).limit(1).with_for_update()
+_COUNT = (
+    update(terms)
+    .where(terms.c.number == bindparam("newest"))
+    .values(invocations=bindparam("counted"))
+)
 # Outer joins: a key whose state was removed is a damaged key, not one that never was.
 _ALL_KEYS = (
     select(
@@ -387,7 +414,6 @@ _ALL_KEYS = (
     .outerjoin(key_states, key_states.c.name == keys.c.name)
     .outerjoin(terms, terms.c.number == key_states.c.term)
 )
-# Built once: building a statement takes twice as long as running it.
 _ONE_KEY = _ALL_KEYS.where(keys.c.name == bindparam("wanted"))
 _KEYS_AFTER = (
     _ALL_KEYS.where(keys.c.name > bindparam("last"))

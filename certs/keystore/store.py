@@ -401,12 +401,8 @@ class KeyStore(KeyUpkeep):
         )
         now = self._now()
 
-        def add(connection: Connection) -> None:
-            insert_key(connection, self._keyring, info, now)
-            seal_version(connection, self._keyring, info, payload, now)
-
         try:
-            act.commit(add)
+            act.commit(lambda connection: insert_key(connection, self._keyring, info, payload, now))
         except DuplicateRow:
             raise KeyExists(
                 f"there is or was a key named {act.name!r} and a name is never overwritten; "

@@ -20,6 +20,13 @@ BENCHMARKS = {
     ),
     "bulk.py": (["--megabytes", "4", "--rounds", "1"], r"blocking-bulk is [\d.]+ times ssl-bulk"),
     "idle_memory.py": (["--connections", "20"], r"asyncio +is [\d.]+ times nginx"),
+    "keystore.py": (
+        ["--seconds", "0.2", "--rounds", "1", "--keys", "30"],
+        (
+            r"postgresql create +\d+ a second from one caller, +\d+ from eight: [\d.]+ times; "
+            r".*\n(.*\n)*  postgresql 30 keys open in [\d.]+ s and [\d.]+ MiB"
+        ),
+    ),
     "stalled_accepts.py": (
         ["--stalled", "20", "--seconds", "1", "--rounds", "1"],
         r"asyncio +[\d.]+ handshakes a second, [\d.]+ times its rate without them",
