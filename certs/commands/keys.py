@@ -118,13 +118,15 @@ def run_import(
     return _show(info, as_json=as_json)
 
 
-def run_list(*, store: str | None, kek: str | None, deleted: bool, as_json: bool) -> int:
+def run_list(
+    *, store: str | None, kek: str | None, under: str, deleted: bool, as_json: bool
+) -> int:
     """Print every key, a line or a JSON object each; return 0."""
     with open_store(store, kek) as keys:
         if as_json:
-            print_json([_facts(info) for info in keys.keys(deleted=deleted)])
+            print_json([_facts(info) for info in keys.keys(under, deleted=deleted)])
         else:
-            for info in keys.keys(deleted=deleted):
+            for info in keys.keys(under, deleted=deleted):
                 sys.stdout.write(_line(info))
     return 0
 

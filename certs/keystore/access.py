@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from cryptography import x509
 
 from certs.errors import AccessDenied, CorruptEnvelope, InvalidInput
-from certs.keystore.names import is_name
+from certs.keystore.names import is_name, is_under
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -90,7 +90,7 @@ class Grant:
         """Return whether this grant permits the operation on a name (empty: the whole store)."""
         if operation not in PERMITTED[self.role]:
             return False
-        return self.scope in {EVERYTHING, name} or name.startswith(f"{self.scope}/")
+        return self.scope == EVERYTHING or is_under(name, self.scope)
 
 
 OWNERS_GRANTS = frozenset(Grant(role, EVERYTHING) for role in Role)

@@ -47,10 +47,9 @@ __all__ = [
     "AuditEntry",
     "AuditRow",
     "LogCheck",
+    "LogLeaves",
     "export_header",
     "export_line",
-    "extension_text",
-    "inclusion_text",
     "verify_export",
     "verify_extension_text",
     "verify_inclusion_text",
@@ -238,14 +237,52 @@ def verify_export(
     return named, check.end()
 
 
-def inclusion_text(rows: Sequence[AuditRow], number: int, key: NoteKey) -> bytes:
-    """Return a proof that one entry is in the log, with the entry (C2SP tlog-proof)."""
-    if not 0 <= number < len(rows):
-        raise InvalidInput(f"the audit log has rows 0 to {len(rows) - 1}, not {number}")
-    proof = inclusion_proof([leaf_hash(row.entry) for row in rows], number)
-    extra = base64.b64encode(rows[number].entry).decode()
-    head = f"{_INCLUSION}\nextra {extra}\nindex {number}\n"
-    return head.encode() + _proof_lines(proof) + b"\n" + _note(rows, key)
+class LogLeaves:
+    """What proofs about a log are made of: each row's hash, and the last row's signature.
+
+    `take` is called with every row, checked, in its order; `kept` is the one whose entry is shown.
+    """
+
+    def __init__(self, kept: int | None = None) -> None:
+        self._kept = kept
+        self._leaves: list[bytes] = []
+        self._signature = b""
+        self._entry = b""
+
+    def take(self, row: AuditRow) -> None:
+        """Take the next row."""
+        self._leaves.append(leaf_hash(row.entry))
+        self._signature = row.signature
+        if row.number == self._kept:
+            self._entry = row.entry
+
+    def inclusion_text(self, key: NoteKey) -> bytes:
+        """Return a proof that the kept entry is in the log, with the entry (C2SP tlog-proof)."""
+        number, size = self._kept, len(self._leaves)
+        if number is None or not 0 <= number < size:
+            raise InvalidInput(f"the audit log has rows 0 to {size - 1}, not {number}")
+        proof = inclusion_proof(self._leaves, number)
+        extra = base64.b64encode(self._entry).decode()
+        head = f"{_INCLUSION}\nextra {extra}\nindex {number}\n"
+        return head.encode() + _proof_lines(proof) + b"\n" + self._note(key)
+
+    def extension_text(self, earlier: Checkpoint, key: NoteKey) -> bytes:
+        """Return a proof that the log extends an earlier checkpoint (C2SP tlog-witness's request).
+
+        `AuditLogAltered` if it does not.
+        """
+        leaves = self._leaves
+        if (
+            not 1 <= earlier.size <= len(leaves)
+            or tree_root(leaves[: earlier.size]) != earlier.root
+        ):
+            raise AuditLogAltered("the log does not extend that checkpoint", row=None)
+        proof = consistency_proof(leaves, size)
+        return f"old {size}\n".encode() + _proof_lines(proof) + b"\n" + self._note(key)
+
+    def _note(self, key: NoteKey) -> bytes:
+        checkpoint = Checkpoint(key.name, len(self._leaves), tree_root(self._leaves))
+        return key.note(checkpoint.text, self._signature)
 
 
 def verify_inclusion_text(text: bytes, key: NoteKey) -> AuditEntry:
@@ -265,18 +302,6 @@ def verify_inclusion_text(text: bytes, key: NoteKey) -> AuditEntry:
     raise InvalidInput("that is no proof of an entry")
 
 
-def extension_text(rows: Sequence[AuditRow], earlier: Checkpoint, key: NoteKey) -> bytes:
-    """Return a proof that the log extends an earlier checkpoint (C2SP tlog-witness's request).
-
-    `AuditLogAltered` if it does not.
-    """
-    leaves = [leaf_hash(row.entry) for row in rows]
-    if not 1 <= earlier.size <= len(rows) or tree_root(leaves[: earlier.size]) != earlier.root:
-        raise AuditLogAltered("the log does not extend that checkpoint", row=None)
-    proof = consistency_proof(leaves, earlier.size)
-    return f"old {earlier.size}\n".encode() + _proof_lines(proof) + b"\n" + _note(rows, key)
-
-
 def verify_extension_text(text: bytes, key: NoteKey, earlier: bytes) -> Checkpoint:
     """Return the newer checkpoint, shown to extend the signed `earlier` one.
 
@@ -289,11 +314,6 @@ def verify_extension_text(text: bytes, key: NoteKey, earlier: bytes) -> Checkpoi
     if not is_consistent(old.size, checkpoint.size, old.root, checkpoint.root, proof):
         raise BadSignature("the proof does not lead from the earlier checkpoint to the newer one")
     return checkpoint
-
-
-def _note(rows: Sequence[AuditRow], key: NoteKey) -> bytes:
-    root = tree_root([leaf_hash(row.entry) for row in rows])
-    return key.note(Checkpoint(key.name, len(rows), root).text, rows[-1].signature)
 
 
 def _proof_lines(proof: Sequence[bytes]) -> bytes:

@@ -11,7 +11,7 @@ import re
 
 from certs.errors import InvalidName
 
-__all__ = ["MAX_NAME_LENGTH", "is_name", "require_name"]
+__all__ = ["MAX_NAME_LENGTH", "is_name", "is_under", "require_name"]
 
 MAX_NAME_LENGTH = 128
 _SHOWN = 40
@@ -22,6 +22,11 @@ _NAME = re.compile(rf"{_PART}(?:/{_PART})*", re.ASCII)
 def is_name(text: str) -> bool:
     """Return whether `text` is a name: 1 to 128 characters in parts separated by slashes."""
     return len(text) <= MAX_NAME_LENGTH and _NAME.fullmatch(text) is not None
+
+
+def is_under(name: str, scope: str) -> bool:
+    """Return whether a name is the scope's own or below it: ``web`` has ``web/a``, not ``webs``."""
+    return name == scope or name.startswith(f"{scope}/")
 
 
 def require_name(text: str) -> str:

@@ -8,10 +8,9 @@ from certs.keystore.access import Grant, require_principal, require_role, requir
 from certs.keystore.audit import (
     AuditEntry,
     AuditRow,
+    LogLeaves,
     export_header,
     export_line,
-    extension_text,
-    inclusion_text,
 )
 from certs.keystore.grants import all_grants, change_grants, require_newest, revisions_told
 from certs.keystore.notes import Checkpoint
@@ -98,20 +97,18 @@ class KeyOversight(KeyUse):
     def prove_audit_entry(self, number: int) -> bytes:
         """Return a row with the proof that it is in the log, and nothing of other rows."""
         with self._gate.perform("audit-read", ""), self.database.read() as connection:
-            log = self._gate.log
-            rows: list[AuditRow] = []
-            log.check(connection, None, lambda row, _: rows.append(row))
-            return inclusion_text(rows, number, log.key(connection))
+            log, leaves = self._gate.log, LogLeaves(number)
+            log.check(connection, None, lambda row, _: leaves.take(row))
+            return leaves.inclusion_text(log.key(connection))
 
     def prove_audit_extension(self, earlier: bytes) -> bytes:
         """Return a proof that the log extends an earlier signed checkpoint, without any rows."""
         with self._gate.perform("audit-read", ""), self.database.read() as connection:
-            log = self._gate.log
+            log, leaves = self._gate.log, LogLeaves()
             key = log.key(connection)
             known = Checkpoint.open(earlier, key)
-            rows: list[AuditRow] = []
-            log.check(connection, known, lambda row, _: rows.append(row))
-            return extension_text(rows, known, key)
+            log.check(connection, known, lambda row, _: leaves.take(row))
+            return leaves.extension_text(known, key)
 
     def _change_grants(self, operation: str, principal: str, role: str, scope: str) -> None:
         with self._gate.perform(operation, "") as act:

@@ -43,7 +43,7 @@ from certs.keystore.identity import first_rows, open_keyring
 from certs.keystore.kek import KEKProvider, using_provider
 from certs.keystore.keyring import Keyring, new_store_id, root_context
 from certs.keystore.kinds import default_purpose, require_purpose
-from certs.keystore.names import require_name
+from certs.keystore.names import is_under, require_name
 from certs.keystore.payload import (
     AES_256_BYTES,
     MAX_SECRET_BYTES,
@@ -273,18 +273,25 @@ class KeyStore(KeyUpkeep):
                 act, key_type, lambda exportable: replace(fresh, exportable=exportable)
             )
 
-    def keys(self, *, deleted: bool = False) -> Iterator[KeyInfo]:
+    def keys(self, under: str = "", *, deleted: bool = False) -> Iterator[KeyInfo]:
         """Yield every key in the order of names, in constant memory; deleted ones if asked.
 
-        A key that is created while this runs may or may not appear. Raises `CorruptEnvelope` at a
-        key whose row is not what was sealed.
+        With `under`, only the key of that name and those below it (``web`` has ``web/a`` and not
+        ``webmail``), which a grant for that scope is enough for. A key that is created while this
+        runs may or may not appear. Raises `CorruptEnvelope` at a key whose row is not what was
+        sealed.
         """
-        with self._gate.perform("list", ""):
-            last = ""
+        with self._gate.perform("list", under):
+            last = require_name(under)[:-1] if under else ""
         while True:
             with self.database.read() as connection:
                 page = keys_after(connection, self._keyring, last, _PAGE)
-            yield from (info for info in page if deleted or info.deleted_at is None)
+            for info in page:
+                if under and info.name > f"{under}0":  # "0" is the next character after "/"
+                    return
+                wanted = not under or is_under(info.name, under)
+                if wanted and (deleted or info.deleted_at is None):
+                    yield info
             if len(page) < _PAGE:
                 return
             last = page[-1].name

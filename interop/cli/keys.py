@@ -120,6 +120,9 @@ def _import(  # noqa: PLR0917 - the command line names them all
 
 @commands.command("list")
 def _list(
+    under: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="Only this key and those below it.")
+    ] = "",
     deleted: Annotated[bool, typer.Option("--deleted", help="Deleted ones, too.")] = False,
     store: Store = None,
     kek: Kek = None,
@@ -128,7 +131,7 @@ def _list(
     """List the keys and secrets."""
     from certs.commands import keys  # noqa: PLC0415 - see the top of interop.cli
 
-    return keys.run_list(store=store, kek=kek, deleted=deleted, as_json=as_json)
+    return keys.run_list(store=store, kek=kek, under=under, deleted=deleted, as_json=as_json)
 
 
 def _change(

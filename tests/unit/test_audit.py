@@ -16,10 +16,9 @@ from certs.keystore.audit import (
     AuditEntry,
     AuditRow,
     LogCheck,
+    LogLeaves,
     export_header,
     export_line,
-    extension_text,
-    inclusion_text,
     verify_export,
     verify_extension_text,
     verify_inclusion_text,
@@ -97,6 +96,20 @@ def test_an_entry_is_one_bounded_line_whatever_was_asked_for(
     assert line.isascii()
     assert b"\n" not in line
     assert AuditEntry.parse(line).name == name[:128]
+
+
+def inclusion_text(rows: list[AuditRow], number: int, key: NoteKey) -> bytes:
+    leaves = LogLeaves(number)
+    for row in rows:
+        leaves.take(row)
+    return leaves.inclusion_text(key)
+
+
+def extension_text(rows: list[AuditRow], earlier: Checkpoint, key: NoteKey) -> bytes:
+    leaves = LogLeaves()
+    for row in rows:
+        leaves.take(row)
+    return leaves.extension_text(earlier, key)
 
 
 @pytest.mark.parametrize(

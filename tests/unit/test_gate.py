@@ -144,6 +144,9 @@ def test_a_role_reaches_as_far_as_its_scope(store: KeyStore) -> None:
             alice.sign(name, b"m")
     with pytest.raises(AccessDenied, match="list on the store"):
         list(alice.keys())
+    assert [info.name for info in alice.keys("web")] == ["web/a"]
+    with pytest.raises(AccessDenied, match="list on 'webmail'"):
+        list(alice.keys("webmail"))
 
 
 def test_a_signing_key_obeys_the_gate_each_time(store: KeyStore) -> None:

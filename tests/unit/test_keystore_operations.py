@@ -17,6 +17,7 @@ from certs.errors import (
     CertsError,
     CorruptEnvelope,
     InvalidInput,
+    InvalidName,
     KeyDeleted,
     KeyDisabled,
     KeyExists,
@@ -336,3 +337,21 @@ def test_an_error_is_one_line_and_names_the_key(store: KeyStore) -> None:
         store.sign("a", b"m")
     assert "'a'" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_part_of_the_names_is_listed_by_itself(store: KeyStore) -> None:
+    names = ["w", "wea", "web", "web-1", "web.2", "web/a", "web/b/c", "web0", "webmail", "x"]
+    for name in names:
+        store.create_key(name, KeyType.ED25519)
+    store.delete("web/b/c")
+
+    def listed(under: str, *, deleted: bool = False) -> list[str]:
+        return [info.name for info in store.keys(under, deleted=deleted)]
+
+    assert listed("") == [name for name in sorted(names) if name != "web/b/c"]
+    assert listed("web") == ["web", "web/a"]
+    assert listed("web", deleted=True) == ["web", "web/a", "web/b/c"]
+    assert listed("w") == ["w"]
+    assert listed("web/b") == []
+    with pytest.raises(InvalidName):
+        listed("web/")
