@@ -271,11 +271,8 @@ class LogLeaves:
 
         `AuditLogAltered` if it does not.
         """
-        leaves = self._leaves
-        if (
-            not 1 <= earlier.size <= len(leaves)
-            or tree_root(leaves[: earlier.size]) != earlier.root
-        ):
+        leaves, size = self._leaves, earlier.size
+        if not 1 <= size <= len(leaves) or tree_root(leaves[:size]) != earlier.root:
             raise AuditLogAltered("the log does not extend that checkpoint", row=None)
         proof = consistency_proof(leaves, size)
         return f"old {size}\n".encode() + _proof_lines(proof) + b"\n" + self._note(key)
