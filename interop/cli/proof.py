@@ -1,4 +1,4 @@
-"""``pfs prove``, ``pfs verify``, ``pfs attack``: how they are spelled."""
+"""``pfs prove``, ``pfs verify``, ``pfs attack``, ``pfs replay``: how they are spelled."""
 
 from __future__ import annotations
 
@@ -94,5 +94,72 @@ def _attack(  # noqa: PLR0917 - the command line names them all
         key_logs=key_log or (),
         plaintext=plaintext,
         use_secrets_blocks=not ignore_secrets_blocks,
+        as_json=as_json,
+    )
+
+
+@commands.command("replay", short_help="Send recorded and live traffic again, and count what runs.")
+def _replay(  # noqa: PLR0917 - the command line names them all
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="A server of yours to replay at; servers of our own, made for it, unless given.",
+        ),
+    ] = None,
+    trust: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The authorities to trust the target by, in PEM."),
+    ] = None,
+    server_name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The target's name; the host unless given."),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(metavar="METHOD", help="Of the requests; uploads need PUT or POST.")
+    ] = "GET",
+    path: Annotated[str, typer.Option(metavar="PATH", help="Of the requests.")] = "/",
+    count_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Answers GET with how many requests the target executed so far, a decimal number. "
+            "Only reactions are seen unless given.",
+        ),
+    ] = None,
+    capture: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Send the target the client flights of this capture too; may be repeated.",
+        ),
+    ] = None,
+    case: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this case; may be repeated. Controls always run."),
+    ] = None,
+    list_cases: Annotated[
+        bool, typer.Option("--list", help="List the cases, and do nothing.")
+    ] = False,
+    as_json: _JSON = False,
+) -> int:
+    """Send recorded and live traffic again, altered, and count what the application executes.
+
+    Exit status: 0 nothing was executed beyond what honest clients asked for, or nothing could be
+    counted; 1 a replay got through, or a control did not open; 2 bad input.
+    """
+    from interop.commands import replay  # noqa: PLC0415 - see the top of interop.cli
+
+    if list_cases:
+        return replay.run_list()
+    return replay.run(
+        cases=case or (),
+        target=target,
+        trust=trust,
+        server_name=server_name,
+        method=method,
+        path=path,
+        count_url=count_url,
+        captures=capture or (),
         as_json=as_json,
     )

@@ -1,0 +1,85 @@
+"""`pfs replay`: every chosen case at every target, controls first, and the report of it."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from OpenSSL import SSL
+
+from interop.replay.cases import CONTROLS
+from interop.replay.catalogue import CASES
+from interop.replay.experiment import Experiment
+from interop.replay.model import Report, failures, verdict_of
+from interop.replay.targets import control_targets, issue_identity, local_targets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from interop.replay.cases import Case
+    from interop.replay.model import Outcome
+    from interop.replay.targets import Identity, Target
+
+__all__ = ["Progress", "Targets", "attack", "judge_run", "run_replays"]
+
+Targets: TypeAlias = "Callable[[ExitStack, Identity], Iterable[Target]]"
+"""Starts what is needed, and yields the endpoints to attack."""
+
+
+class Progress(Protocol):
+    """Told what is being done."""
+
+    def stage(self, description: str, *, total: int | None = None) -> None:
+        """Begin a stage, of `total` steps where that is known."""
+
+    def advance(self, done: int) -> None:
+        """Say that `done` steps of the stage are done."""
+
+
+def run_replays(
+    cases: Sequence[Case], progress: Progress, *, targets: Targets = local_targets
+) -> Report:
+    """Try `cases` at the targets, our own servers unless given; the controls are always tried.
+
+    Raises what `targets` raises.
+    """
+    progress.stage("issuing certificates")
+    identity = issue_identity()
+    outcomes: list[Outcome] = []
+    with ExitStack() as stack:
+        for target in control_targets(stack, identity):
+            opening = [case for case in CASES if target.name in case.opens_at]
+            outcomes += attack(target, opening, progress)
+    with ExitStack() as stack:
+        for target in targets(stack, identity):
+            outcomes += attack(target, cases, progress)
+    return judge_run(outcomes)
+
+
+def attack(target: Target, cases: Sequence[Case], progress: Progress) -> Iterator[Outcome]:
+    """Try cases at one target, and then see that it still serves."""
+    progress.stage(f"replaying: {target.title}", total=len(cases))
+    experiment = Experiment(target)
+    for number, case in enumerate(cases, start=1):
+        yield experiment.run(case)
+        progress.advance(number)
+    if not target.control:
+        yield experiment.run_honest_session()
+
+
+def judge_run(outcomes: Sequence[Outcome]) -> Report:
+    """Make the report of a run."""
+    return Report(
+        verdict=verdict_of(outcomes, controls=CONTROLS),
+        failures=failures(outcomes, controls=CONTROLS),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={
+            **{name: metadata.version(name) for name in ("pfs-transport", "cryptography")},
+            "OpenSSL": SSL.OpenSSL_version(SSL.OPENSSL_VERSION).decode().removeprefix("OpenSSL "),
+            "Python": platform.python_version(),
+        },
+        outcomes=tuple(outcomes),
+    )
