@@ -114,8 +114,13 @@ class EarlyDataConnection:
         return b""
 
 
-def early_data_context(certificate_chain_pem: bytes, private_key_pem: bytes) -> SSL.Context:
-    """Make the weak server's context; raises InputError for a credential that cannot be used."""
+def early_data_context(
+    certificate_chain_pem: bytes, private_key_pem: bytes, *, anti_replay: bool = False
+) -> SSL.Context:
+    """Make the weak server's context; with `anti_replay`, OpenSSL takes each ticket once.
+
+    Raises InputError for a credential that cannot be used.
+    """
     try:
         leaf, *above = x509.load_pem_x509_certificates(certificate_chain_pem)
         key = load_pem_private_key(private_key_pem, password=None)
@@ -127,7 +132,8 @@ def early_data_context(certificate_chain_pem: bytes, private_key_pem: bytes) -> 
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.set_session_id(b"pfs early data")
     context.set_session_cache_mode(SSL.SESS_CACHE_SERVER)
-    context.set_options(_OP_NO_ANTI_REPLAY)
+    if not anti_replay:
+        context.set_options(_OP_NO_ANTI_REPLAY)
     lib.SSL_CTX_set_max_early_data(context._context, MAX_EARLY_DATA_BYTES)
     try:
         context.use_certificate(leaf)

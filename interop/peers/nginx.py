@@ -44,7 +44,7 @@ pid nginx.pid;
 error_log stderr notice;
 events {{ worker_connections {connections}; }}
 http {{
-  access_log off;
+  access_log {access_log};
   {temporary_paths}
   client_max_body_size 65m;
   default_type application/octet-stream;
@@ -81,11 +81,14 @@ def run_nginx(
     *,
     store_uploads: bool = True,
     connections: int = _CONNECTIONS,
+    access_log: Path | None = None,
+    early_data: bool = False,
     program: Program | None = None,
 ) -> Iterator[NginxServer]:
     """Serve the files of `folder` (else of a private one) and take PUT requests in this block.
 
-    `connections` is how many may be open at once. `store_uploads` needs nginx's dav module: without
+    `connections` is how many may be open at once. With `access_log` it writes a line there for each
+    request it has answered. `early_data` takes 0-RTT data, which anyone can replay: a control. `store_uploads` needs nginx's dav module: without
     the module, PeerUnavailable. Raises PeerUnavailable too if a key log is asked for, InputError
     for what cannot be configured, and PeerFailed with nginx's last words if it does not start.
     """
@@ -100,7 +103,14 @@ def run_nginx(
         configuration = Path(private, "nginx.conf")
         address = ("127.0.0.1", int(listener.getsockname()[1]))
         text = _configuration(
-            program, options, served, address, store_uploads=store_uploads, connections=connections
+            program,
+            options,
+            served,
+            address,
+            store_uploads=store_uploads,
+            connections=connections,
+            access_log=access_log,
+            early_data=early_data,
         )
         configuration.write_text(text, "utf-8")
         with ChildProcess(
@@ -141,8 +151,10 @@ def _configuration(
     *,
     store_uploads: bool,
     connections: int,
+    access_log: Path | None,
+    early_data: bool,
 ) -> str:
-    choices = []
+    choices = ["ssl_early_data on;"] if early_data else []
     if options.groups is not None:
         choices.append(f"ssl_ecdh_curve {openssl_groups(program, options.groups)};")
     if options.client_ca_file is not None:
@@ -165,6 +177,7 @@ def _configuration(
         user=user,
         temporary_paths=" ".join(f"{name}_temp_path {name}_temp;" for name in _TEMPORARY_FOLDERS),
         connections=connections,
+        access_log="off" if access_log is None else _quoted(access_log.absolute()),
         host=address[0],
         port=address[1],
         chain=_quoted(absolute_file(credential.certificate_chain, "certificate chain")),

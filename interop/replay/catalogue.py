@@ -35,5 +35,5 @@ def case_named(name: str) -> Case:
 
 def choose_cases(names: Iterable[str]) -> tuple[Case, ...]:
     """Return the cases of these names in the table's order, all if there are none."""
-    chosen = {case_named(name) for name in names}
-    return tuple(case for case in CASES if not chosen or case in chosen)
+    chosen = {case_named(name).name for name in names}
+    return tuple(case for case in CASES if not chosen or case.name in chosen)

@@ -163,7 +163,9 @@ class Experiment:
         ends = self._target.settle()
         after = self._target.count()
         verdict, reason = _judge(before, after, honest)
-        if verdict is Verdict.HELD and not honest and after.connections != before.connections:
+        # A control has opened when something was executed, and not before.
+        reached = after.connections != before.connections and not self._target.control
+        if verdict is Verdict.HELD and not honest and reached:
             verdict, reason = Verdict.REPLAYED, "a replayed handshake reached the application"
         words = dict.fromkeys([*(f"the server {end}" for end in ends), *seen])
         return self._outcome(

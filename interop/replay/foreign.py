@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["ForeignServer", "captured_case", "read_count"]
 
 _DEADLINE_SECONDS: Final = 5.0
-_STILL_SECONDS: Final = 0.2
+_STILL_SECONDS: Final = 0.1
 _MAX_ANSWER_BYTES: Final = 64 * 1024
 _MAX_DIGITS: Final = 18
 _MAX_FLIGHTS: Final = 1000

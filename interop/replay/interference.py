@@ -58,7 +58,7 @@ class Interference:
     action: Action
     ordinal: int = 1
     direction: Direction = Direction.CLIENT_TO_SERVER
-    pause_seconds: float = 0.2
+    pause_seconds: float = 0.1
 
 
 class Interferer:

@@ -43,7 +43,7 @@ _READ_BYTES: Final = 64 * 1024
 _MAX_HEARD_BYTES: Final = 1024 * 1024
 _CLEAR_ALERT_BYTES: Final = 2
 # A server answers a hello, be it with an alert; what comes in mid-handshake, perhaps not.
-_MOMENTS_SECONDS: Final = (5.0, 0.1)
+_MOMENTS_SECONDS: Final = (5.0, 0.05)
 
 
 class Middle:

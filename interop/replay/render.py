@@ -67,7 +67,7 @@ def print_cases(console: Console, cases: Iterable[Case]) -> None:
 
 
 def _matrix(outcomes: list[Outcome]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True, min_width=17)
     for how in How:
         table.add_column(how.value, justify="center", no_wrap=True)
