@@ -88,9 +88,10 @@ def run_nginx(
     """Serve the files of `folder` (else of a private one) and take PUT requests in this block.
 
     `connections` is how many may be open at once. With `access_log` it writes a line there for each
-    request it has answered. `early_data` takes 0-RTT data, which anyone can replay: a control. `store_uploads` needs nginx's dav module: without
-    the module, PeerUnavailable. Raises PeerUnavailable too if a key log is asked for, InputError
-    for what cannot be configured, and PeerFailed with nginx's last words if it does not start.
+    request it has answered. `early_data` takes 0-RTT data, which anyone can replay: a control.
+    `store_uploads` needs nginx's dav module: without the module, PeerUnavailable. Raises
+    PeerUnavailable too if a key log is asked for, InputError for what cannot be configured, and
+    PeerFailed with nginx's last words if it does not start.
     """
     program = program or find_program("nginx")
     if options.key_log is not None:

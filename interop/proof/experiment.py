@@ -37,7 +37,7 @@ from interop.proof.endpoints import AsyncioEndpoint, BlockingEndpoint
 from interop.proof.manifest import is_evidence, sign_manifest
 from interop.proof.model import Replay, Report, Session, Skipped, Tally, failures, verdict_of
 from interop.proof.recording import SCENARIOS, SERVER_NAME, Scenario, ServerKind, record_session
-from interop.proof.replay import PACES, client_flight, replay_flight
+from interop.proof.replay import MANNERS, client_flight, replay_flight
 from interop.proof.report.html import render_html
 from interop.proof.uniqueness import take_census
 from transport import KeyLogBuffer
@@ -233,12 +233,12 @@ class _Stage:
         flight = client_flight(self._directory / session.capture)
         executions = server.application.executions
         captures: list[str] = []
-        for attempt, pace in enumerate(PACES, start=1):
+        for attempt, manner in enumerate(MANNERS, start=1):
             name = f"replay-{session.name}-{attempt}"
             known = len(server.key_log.getvalue())
             replay_flight(
                 flight,
-                pace=pace,
+                manner=manner,
                 server_address=server.address,
                 capture=self._directory / layout.capture_of(name),
             )
@@ -246,7 +246,7 @@ class _Stage:
             captures.append(name)
         return Replay(
             session=session.name,
-            attempts=len(PACES),
+            attempts=len(MANNERS),
             executed=server.application.executions - executions,
             captures=tuple(captures),
         )

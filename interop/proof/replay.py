@@ -1,31 +1,43 @@
-"""Replays: a recorded client flight, sent again byte for byte to the live server.
+"""Replays: a recorded client flight, sent again, whole or altered, to the live server.
 
-The attacker has the recording and nothing else. Each flight is sent twice: all at once, and paced
-as a client would, its first record and then, once the server has answered, the rest. What counts
-is how often the application ran because of it, and how much application data the server's own
-secrets decrypt in the recording of the replay: both must be none. A genuine session on the same
-server afterwards shows that the server was alive and that the counter counts.
+The attacker has the recording and nothing else. Each flight is sent in several ways, `MANNERS`:
+all at once; paced as a client would, its first record and then, once the server has answered, the
+rest; the rest backwards; the rest without the Finished. What counts is how often the application
+ran because of it, and how much application data the server's own secrets decrypt in the recording
+of the replay: both must be none. A genuine session on the same server afterwards shows that the
+server was alive and that the counter counts.
+
+These are the replays that leave captures, which `pfs verify` recounts. `pfs replay` has many more.
 """
 
 from __future__ import annotations
 
-import errno
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from interop.capture.files import read_streams
 from interop.capture.recorder import RecordingRelay
 from interop.capture.streams import Direction, StreamData
+from interop.replay import deliveries
+from interop.replay.flights import ClientUnits, Flight, Role
+from interop.replay.middle import DEADLINE_SECONDS, deliver
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["PACES", "client_flight", "replay_flight"]
+    from interop.replay.deliveries import Deliver
 
-PACES = ("at once", "paced")
-_RECORD_HEADER_BYTES = 5
-_DEADLINE_SECONDS = 20.0
-_RESET = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN})
+__all__ = ["MANNERS", "client_flight", "replay_flight"]
+
+# Of what each makes, the first delivery is sent: one connection and one capture an attempt.
+_DELIVERIES: Final[Mapping[str, Deliver]] = {
+    "at once": deliveries.at_once,
+    "paced": deliveries.paced,
+    "reordered": deliveries.reordered,
+    "without Finished": deliveries.without_finished,
+}
+MANNERS: Final = tuple(_DELIVERIES)
 
 
 def client_flight(capture: Path) -> bytes:
@@ -38,24 +50,18 @@ def client_flight(capture: Path) -> bytes:
 
 
 def replay_flight(
-    flight: bytes, *, pace: str, server_address: tuple[str, int], capture: Path
+    flight: bytes, *, manner: str, server_address: tuple[str, int], capture: Path
 ) -> None:
     """Send `flight` to a live server, wait for its end of the connection, and record it all."""
-    first = _RECORD_HEADER_BYTES + int.from_bytes(flight[3:_RECORD_HEADER_BYTES])
-    parts = (flight,) if pace == "at once" else (flight[:first], flight[first:])
-    with (
-        RecordingRelay(server_address, capture) as relay,
-        socket.create_connection(relay.address, _DEADLINE_SECONDS) as connection,
-    ):
-        try:
-            for number, part in enumerate(parts):
-                if number:
-                    connection.recv(1)
-                connection.sendall(part)
-            connection.shutdown(socket.SHUT_WR)
-            while connection.recv(65536):
-                pass
-        except OSError as error:
-            # A server that aborts, as it should, may reset while the flight is still being sent.
-            if error.errno not in _RESET:
-                raise
+    recorded = _cut(flight)
+    parts = _DELIVERIES[manner](recorded, recorded)[0]
+    with RecordingRelay(server_address, capture) as relay:
+        deliver(lambda: socket.create_connection(relay.address, DEADLINE_SECONDS), parts)
+
+
+def _cut(flight: bytes) -> Flight:
+    """Cut a flight into its records; only TLS 1.2 has a ClientKeyExchange, and in clear."""
+    units = ClientUnits("TLS 1.2").feed(flight)
+    if all(unit.role is not Role.CLIENT_KEY_EXCHANGE for unit in units):
+        units = ClientUnits("TLS 1.3").feed(flight)
+    return Flight(tuple(units))

@@ -6,6 +6,7 @@ import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from socket import create_connection
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -122,3 +123,77 @@ def test_nginx_that_takes_early_data_is_replayed_at(
         for key, outcome in outcomes.items()
         if key not in replayed
     )
+
+
+@contextmanager
+def openssl_taking_early_data(program: Any, authority: Authority, *more: str) -> Iterator[Any]:
+    arguments = [
+        "s_server",
+        *("-accept", "127.0.0.1:0"),
+        *("-cert", str(absolute_file(authority.ec.certificate_chain, "chain"))),
+        *("-cert_chain", str(absolute_file(authority.ec.certificate_chain, "chain"))),
+        *("-key", str(absolute_file(authority.ec.private_key, "key"))),
+        *("-tls1_3", "-early_data", "-quiet", *more),
+    ]
+    with ChildProcess(program.path, arguments, stdin="pipe") as child:
+        yield child, wait_for_port(child, timeout_seconds=15)
+
+
+@pytest.mark.parametrize(("option", "executions"), [("-no_anti_replay", 3), ("-anti_replay", 1)])
+def test_openssl_executes_replayed_early_data_unless_it_protects_itself(
+    require_program: Callable[[str], Any], authority: Authority, option: str, executions: int
+) -> None:
+    """The harness against OpenSSL's own server: what it prints is what it was made to do."""
+    program = require_program("openssl")
+    client = EarlyDataClient(authority.ca_file.read_bytes(), "localhost")
+    request = make_request(host="localhost")
+    name = request.execution.identifier.encode()
+    with openssl_taking_early_data(program, authority, option) as (child, port):
+
+        def dial() -> socket.socket:
+            return create_connection(("127.0.0.1", port), 20)
+
+        with client.connect(("127.0.0.1", port)) as session:
+            child.feed(b"a line\n")  # its tickets come with what is read
+            assert session.recv() == b"a line\n"
+            ticket = session.ticket
+        assert ticket is not None
+        assert ticket.max_early_data_bytes > 0
+        with Middle(dial, "TLS 1.3") as middle:
+            pieces = (request.encoded,)
+            with client.connect(middle.address, ticket=ticket, early_data=pieces) as session:
+                assert session.resumed
+        for delivery in deliveries.early_data_alone(middle.flight, middle.flight):
+            deliver(dial, delivery)
+        # It serves one connection after another: this one comes after all of those.
+        with client.connect(("127.0.0.1", port)) as session:
+            session.sendall(b"the end\n")
+            child.wait_until(
+                lambda: b"the end" in child.stdout(), timeout_seconds=20, purpose="came to the end"
+            )
+        assert child.stdout().count(name) == executions
+
+
+def test_a_server_that_allows_no_early_data_is_not_sent_any(
+    require_program: Callable[[str], Any], authority: Authority
+) -> None:
+    """Not by the library's leave: only the edited ticket makes it try, and nothing executes."""
+    require_program("openssl")
+    client = EarlyDataClient(authority.ca_file.read_bytes(), "localhost")
+    with (
+        run_nginx(
+            ServerOptions(credential=authority.ec, tickets=True), store_uploads=False
+        ) as server,
+        client.connect(server.address) as session,
+    ):
+        session.sendall(make_request(host="localhost", method="GET", target="/").encoded)
+        assert session.recv().startswith(b"HTTP/1.1 200")
+        ticket = session.ticket
+        assert ticket is not None
+        assert ticket.max_early_data_bytes == 0
+        with pytest.raises(EarlyDataFailed, match="does not send 0-RTT data"):
+            client.connect(server.address, ticket=ticket, early_data=(b"x",))
+        edited = ticket.allowing_early_data()
+        assert edited.max_early_data_bytes > 0
+        with client.connect(server.address, ticket=edited, early_data=(b"x",)) as again:
+            assert again.resumed
