@@ -33,6 +33,7 @@ from OpenSSL._util import ffi, lib
 
 from interop.errors import InputError, InteropError
 from interop.peers.endpoints import is_ip_address
+from transport.server_names import ascii_hostname
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +46,7 @@ __all__ = [
     "EarlyDataClient",
     "EarlyDataConnection",
     "EarlyDataFailed",
+    "EarlyDataSession",
     "Ticket",
     "early_data_context",
     "serve_early_data",
@@ -291,7 +293,7 @@ class EarlyDataClient:
             )
             lib.X509_VERIFY_PARAM_set1_ip(param, packed, len(packed))
         else:
-            name = self._server_name.encode("idna")
+            name = ascii_hostname(self._server_name).encode("ascii")
             connection.set_tlsext_host_name(name)
             lib.X509_VERIFY_PARAM_set1_host(param, name, len(name))
 

@@ -74,15 +74,14 @@ class ForeignServer:
     def __post_init__(self) -> None:
         try:
             self._make()
-        except h11.LocalProtocolError as error:
+        except (h11.LocalProtocolError, UnicodeError) as error:
             raise InputError(f"no request can be made of these options: {error}") from error
         if self.count_url is not None:
             _split_url(self.count_url)
 
     def _make(self, body: bytes = b"", *, close: bool = False) -> Request:
-        return make_request(
-            body, host=self.server_name, method=self.method, target=self.path, close=close
-        )
+        host = f"[{self.server_name}]" if ":" in self.server_name else self.server_name
+        return make_request(body, host=host, method=self.method, target=self.path, close=close)
 
     def targets(self, _stack: ExitStack, _identity: Identity) -> Iterator[Target]:
         """Yield a target for each version that an honest session comes about with.

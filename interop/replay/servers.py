@@ -90,7 +90,6 @@ class CountingServer:
             over = self._changed.wait_for(lambda: self._ended >= self._dialled, _DEADLINE_SECONDS)
             reactions, self._reactions = tuple(self._reactions), []
             if not over:
-                self._dialled = self._ended
                 raise InteropError("a connection to the server did not end in time")
         return reactions
 

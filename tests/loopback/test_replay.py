@@ -14,14 +14,14 @@ import transport
 from interop.peers.early_data import EarlyDataClient, early_data_context, serve_early_data
 from interop.peers.hostile import reset
 from interop.progress import SilentProgress
-from interop.replay import runner
+from interop.replay import experiment, runner
 from interop.replay.application import CountingApplication
 from interop.replay.cases import CONTROLS, EARLY_DATA, PLAIN
 from interop.replay.catalogue import CASES, case_named, choose_cases
 from interop.replay.controls import plain_server
 from interop.replay.experiment import HONEST_SESSION, Experiment
-from interop.replay.flights import Role
-from interop.replay.interference import Action, Interference, Interferer
+from interop.replay.flights import Role, Unit
+from interop.replay.interference import Action, Interference, Interferer, Step
 from interop.replay.middle import Middle, deliver
 from interop.replay.model import Outcome, Verdict
 from interop.replay.runner import attack, judge_run, run_replays
@@ -38,6 +38,7 @@ from interop.replay.targets import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from interop.direction import Direction
     from transport import TLSSocket
 
 TARGETS = (
@@ -88,7 +89,6 @@ SEEN = {
     "alert-dropped": "the server saw it cut off",
     "alert-truncated": "the server saw it cut off",
     "alert-spliced": "the server sent bad_record_mac",
-    "answer-duplicated": "the client sent bad_record_mac",
     "answer-truncated": "the client saw it cut off",
     "flight-duplicated": "the server sent bad_record_mac",
     "flight-duplicated-paced": "the server sent bad_record_mac",
@@ -375,6 +375,51 @@ def test_a_run_without_a_control_is_invalid(monkeypatch: pytest.MonkeyPatch) -> 
     report = run_replays(choose_cases(["request-duplicated"]), SilentProgress())
     assert report.verdict is Verdict.INVALID
     assert report.failures == ("control early-data was not tried",)
+
+
+# Attackers that are broken make the run invalid
+
+
+def passes_everything_on(self: Interferer, _direction: Direction, unit: Unit) -> list[Step]:
+    self.applied = True  # and it is not
+    return [unit.raw]
+
+
+def sends_nothing(dial: Callable[[], socket.socket], _parts: object, **_options: object) -> str:
+    dial().close()
+    return "closed"
+
+
+def judges_everything_held(*_arguments: object) -> tuple[Verdict, str]:
+    return Verdict.HELD, ""
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "broken", "control"),
+    [
+        (Interferer, "take", passes_everything_on, "request-duplicated at plain-http"),
+        (experiment, "deliver", sends_nothing, "early-data-duplicated at early-data"),
+        (experiment, "judge", judges_everything_held, "upload-spliced at unprotected-records"),
+    ],
+)
+def test_an_attacker_or_a_judge_who_does_nothing_invalidates_the_run(
+    monkeypatch: pytest.MonkeyPatch, where: object, name: str, broken: object, control: str
+) -> None:
+    monkeypatch.setattr(where, name, broken)
+    report = run_replays(choose_cases(["request-duplicated"]), SilentProgress())
+    assert report.verdict is Verdict.INVALID
+    assert any(f"control {control} did not open" in text for text in report.failures)
+
+
+def test_a_record_that_never_came_by_is_no_attack(identity: Identity) -> None:
+    """A case that found nothing to alter has shown nothing, and says so."""
+    policy = transport.get_policy("2026-11-tls13")
+    with blocking_server(identity.credential, policy) as server:
+        target = own_target(server, identity, policy, "TLS 1.3", engine="any")
+        case = replace(case_named("key-exchange-duplicated"), excluded={})
+        outcome = Experiment(target).run(case)
+    assert outcome.verdict is Verdict.INVALID
+    assert "ClientKeyExchange never came by" in outcome.reason
 
 
 # The man in the middle

@@ -96,7 +96,9 @@ def test_cases_are_listed_with_what_they_do(pfs: Pfs) -> None:
         (["--target", "127.0.0.1:1", "--trust", "garbage.pem"], "not readable PEM"),
         (["--target", "127.0.0.1:1", "--trust", "ca.pem"], "no honest session"),
         (["--target", "127.0.0.1:1", "--trust", "ca.pem", "--path", "a b"], "no request"),
+        (["--target", "127.0.0.1:1", "--trust", "ca.pem", "--path", "/ü"], "no request"),
         (["--target", "127.0.0.1:1", "--trust", "ca.pem", "--method", "A B"], "no request"),
+        (["--target", "127.0.0.1:1", "--trust", "ca.pem", "--server-name", "ü"], "no request"),
         (
             ["--target", "127.0.0.1:1", "--trust", "ca.pem", "--count-url", "ftp://x/"],
             "not an http or https URL",
