@@ -444,8 +444,13 @@ def test_the_middle_passes_on_what_it_does_not_touch(identity: Identity) -> None
 
 def test_the_middle_ends_when_either_side_does(identity: Identity) -> None:
     with blocking_server(identity.credential, transport.DEFAULT_POLICY) as server:
-        with Middle(server.dial, "TLS 1.3") as middle:
-            socket.create_connection(middle.address).close()
+        with (
+            Middle(server.dial, "TLS 1.3") as middle,
+            socket.create_connection(middle.address) as client,
+        ):
+            client.shutdown(socket.SHUT_WR)
+            while client.recv(100):
+                pass
         with Middle(server.dial, "TLS 1.3") as middle:
             pass  # nobody comes
         cut = Interferer(Interference(Role.CLIENT_HELLO, Action.DROP_AND_CUT))

@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 import transport
+from certs.errors import CertsError
+from interop.commands import replay
+from interop.errors import InteropError
 from interop.replay.cases import CONTROLS
 from interop.replay.catalogue import CASES
 from interop.replay.controls import early_data_server
@@ -32,6 +35,18 @@ if TYPE_CHECKING:
     Pfs = Callable[..., subprocess.CompletedProcess[str]]
 
 PFS = Path(sys.executable).with_name("pfs")
+DEFAULTS: dict[str, Any] = {
+    "cases": (),
+    "target": None,
+    "trust": None,
+    "server_name": None,
+    "method": "GET",
+    "path": "/",
+    "count_url": None,
+    "captures": (),
+    "as_json": True,
+}
+OWN: dict[str, Any] = {"target": "127.0.0.1:1", "trust": Path("ca.pem")}
 
 
 @pytest.fixture(scope="module")
@@ -86,28 +101,43 @@ def test_cases_are_listed_with_what_they_do(pfs: Pfs) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"trust": Path("ca.pem")}, "go with --target"),
+        ({"target": "127.0.0.1:1"}, "--trust FILE"),
+        ({"target": "nonsense", "trust": Path("ca.pem")}, "is not an address"),
+        (OWN | {"trust": Path("missing.pem")}, "No such file"),
+        (OWN | {"trust": Path("garbage.pem")}, "not readable PEM"),
+        (OWN | {"path": "a b"}, "no request"),
+        (OWN | {"path": "/\u00fc"}, "no request"),
+        (OWN | {"method": "A B"}, "no request"),
+        (OWN | {"server_name": "\u00fc"}, "no request"),
+        (OWN | {"count_url": "ftp://x/"}, "not an http or https URL"),
+        (OWN | {"count_url": "http://x:y/"}, "is not a URL"),
+        (OWN | {"count_url": "http://127.0.0.1:1/"}, "cannot be read"),
+        (OWN | {"captures": [Path("ca.pem")]}, "capture"),
+    ],
+)
+def test_bad_input_is_refused(
+    identity: Identity,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    words: str,
+) -> None:
+    (tmp_path / "ca.pem").write_bytes(identity.trust_anchors.pem())
+    (tmp_path / "garbage.pem").write_bytes(b"garbage")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((InteropError, CertsError, transport.APIMisuse), match=words):
+        replay.run(**(DEFAULTS | options))
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--case", "no-such-case"], "--list shows them"),
-        (["--trust", "ca.pem"], "go with --target"),
-        (["--target", "127.0.0.1:1"], "--trust FILE"),
-        (["--target", "nonsense", "--trust", "ca.pem"], "is not an address"),
-        (["--target", "127.0.0.1:1", "--trust", "missing.pem"], "No such file"),
-        (["--target", "127.0.0.1:1", "--trust", "garbage.pem"], "not readable PEM"),
         (["--target", "127.0.0.1:1", "--trust", "ca.pem"], "no honest session"),
-        (["--target", "127.0.0.1:1", "--trust", "ca.pem", "--path", "a b"], "no request"),
-        (["--target", "127.0.0.1:1", "--trust", "ca.pem", "--path", "/ü"], "no request"),
-        (["--target", "127.0.0.1:1", "--trust", "ca.pem", "--method", "A B"], "no request"),
-        (["--target", "127.0.0.1:1", "--trust", "ca.pem", "--server-name", "ü"], "no request"),
-        (
-            ["--target", "127.0.0.1:1", "--trust", "ca.pem", "--count-url", "ftp://x/"],
-            "not an http or https URL",
-        ),
-        (
-            ["--target", "127.0.0.1:1", "--trust", "ca.pem", "--count-url", "http://127.0.0.1:1/"],
-            "cannot be read",
-        ),
-        (["--target", "127.0.0.1:1", "--trust", "ca.pem", "--capture", "ca.pem"], "capture"),
+        (["--target", "nonsense", "--trust", "ca.pem"], "is not an address"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(
@@ -119,7 +149,6 @@ def test_bad_input_is_one_line_and_exit_2(
     words: str,
 ) -> None:
     (tmp_path / "ca.pem").write_bytes(identity.trust_anchors.pem())
-    (tmp_path / "garbage.pem").write_bytes(b"garbage")
     monkeypatch.chdir(tmp_path)
     done = pfs("replay", "--json", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
