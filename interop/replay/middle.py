@@ -5,6 +5,9 @@ read into records, asks an `Interferer` what to send instead, and sends that. A 
 ended, or was cut, is ended towards the other side, and read to its end so that its sender is never
 stuck. Each connection and each wait has a deadline.
 
+(The relay of `interop.capture` has one poll loop for any number of connections and records before
+it passes on. This one alters, and waits where it is told to, which is a thread's work.)
+
 The relay keeps what the client sent, unit by unit, before any interference: with none it is the
 recorder that the replays are made from.
 """
@@ -197,7 +200,7 @@ def deliver(dial: Dial, parts: Delivery, *, deadline_seconds: float = DEADLINE_S
                 connection.sendall(part)
             connection.shutdown(socket.SHUT_WR)
             while data := connection.recv(_READ_BYTES):
-                heard += data[: _MAX_HEARD_BYTES - len(heard)]
+                heard += data[: max(_MAX_HEARD_BYTES - len(heard), 0)]
                 connection.settimeout(max(deadline - time.monotonic(), 0.001))
         except TimeoutError:
             ending = "still open"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from interop.direction import Direction
 from interop.errors import InputError
@@ -25,6 +28,9 @@ from interop.replay.model import (
     judge_total,
     verdict_of,
 )
+
+if TYPE_CHECKING:
+    from interop.replay.flights import Framing
 
 CLIENT, SERVER = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
 
@@ -118,6 +124,22 @@ def test_what_cannot_be_cut_is_passed_on_as_it_came() -> None:
     cut_short = ClientUnits("TLS 1.3")
     assert cut_short.feed(HELLO[:50]) == []
     assert cut_short.finish() == [Unit(Role.OTHER, HELLO[:50])]
+
+
+@given(
+    pieces=st.lists(
+        st.one_of(
+            st.binary(max_size=40),
+            st.sampled_from([HELLO, CHANGE, FINISHED_1_2, ALERT_1_2, protected(53), b"\r\n\r\n"]),
+        ),
+        max_size=12,
+    ),
+    framing=st.sampled_from(["TLS 1.3", "TLS 1.2", "unprotected records", "plain"]),
+)
+def test_no_byte_is_lost_or_made_up_whatever_comes(pieces: list[bytes], framing: Framing) -> None:
+    for units in (ClientUnits(framing), ServerUnits(framing)):
+        passed = [unit for piece in pieces for unit in units.feed(piece)] + units.finish()
+        assert b"".join(unit.raw for unit in passed) == b"".join(pieces)
 
 
 def test_a_server_answers_once_it_was_asked() -> None:
