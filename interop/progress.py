@@ -28,8 +28,9 @@ class SilentProgress:
     def stage(self, description: str, *, total: int | None = None) -> None:
         """Begin a stage."""
 
-    def advance(self, done: int) -> None:
-        """Say that `done` steps of the stage are done."""
+    def advance(self, done: int) -> None:  # noqa: ARG002 - for those who show it
+        """Say that `done` steps of the stage are done; raises an interrupt that got lost."""
+        raise_lost_interrupt()
 
 
 class ConsoleProgress(SilentProgress):
@@ -66,6 +67,6 @@ class ConsoleProgress(SilentProgress):
 
     def advance(self, done: int) -> None:
         """Say that `done` steps of the stage are done; raises an interrupt that got lost."""
-        raise_lost_interrupt()
+        super().advance(done)
         if self._task is not None:
             self._progress.update(self._task, completed=done)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from certs.credential import TrustAnchors
 from interop.commands.output import console, print_json
 from interop.errors import InputError
+from interop.interruption import run_aside
 from interop.progress import ConsoleProgress, SilentProgress
 from interop.replay.catalogue import choose_cases
 from interop.replay.foreign import ForeignServer, captured_case
@@ -65,7 +66,7 @@ def run(
         if captures:
             chosen = (*chosen, captured_case(captures))
     with SilentProgress() if as_json else ConsoleProgress() as progress:
-        report = run_replays(chosen, progress, targets=targets)
+        report = run_aside(lambda: run_replays(chosen, progress, targets=targets))
     if as_json:
         print_json(report)
     else:

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from interop.interruption import run_aside
+
 PROGRAM = """
 import signal
 from interop.interruption import remember_interrupts
@@ -50,3 +52,42 @@ def test_who_starts_us_with_interrupts_ignored_is_obeyed() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (0, "went on\nto its end\n"), done.stderr
+
+
+ASIDE = """
+import signal, threading, time
+from interop.interruption import raise_lost_interrupt, remember_interrupts, run_aside
+remember_interrupts()
+begun = threading.Event()
+def work():
+    begun.set()
+    try:
+        while True:
+            time.sleep(0.001)
+            raise_lost_interrupt()
+    finally:
+        print("in good order, aside:", threading.current_thread() is not threading.main_thread())
+threading.Thread(target=lambda: begun.wait() and signal.raise_signal({sent})).start()
+{before}
+run_aside(work)
+"""
+
+
+def test_work_aside_ends_where_it_asks_when_the_main_thread_is_interrupted() -> None:
+    exit_in_place = "signal.signal(signal.SIGTERM, lambda *_: exit(7))"
+    for sent, before, status in (
+        ("signal.SIGINT", "", -2),
+        ("signal.SIGTERM", exit_in_place, 7),
+    ):
+        program = ASIDE.format(sent=sent, before=before)
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.stdout == "in good order, aside: True\n", done.stderr
+        assert done.returncode == status, done.stderr
+
+
+def test_work_aside_returns_and_raises_as_if_it_were_here() -> None:
+    assert run_aside(lambda: 6 * 7) == 42
+    with pytest.raises(ZeroDivisionError):
+        run_aside(lambda: 1 // 0)
