@@ -55,33 +55,45 @@ class _PremiseFailedError(Exception):
     """What a case builds on did not come about; the text says what."""
 
 
+class _LateExecutionError(Exception):
+    """More was executed since the last look than honest clients still had to come."""
+
+
 class Experiment:
     """Attacks one target, case by case."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
         self._recordings: dict[str, Flights] = {}
+        self._last_total: int | None = None
+        self._outstanding = 0
 
     def run(self, case: Case) -> Outcome:
         """Carry out one case."""
-        target = self._target
-        if case.excluded.get(target.framing):
-            return self._outcome(case, Verdict.NOT_APPLICABLE, case.excluded[target.framing])
+        verdict = Verdict.NOT_APPLICABLE
+        reason = case.excluded.get(self._target.framing, "")
         try:
-            match case.experiment:
-                case Recorded() as recorded:
-                    return self._run_recorded(case, recorded)
-                case Live() as live:
-                    return self._run_live(case, live)
-                case TicketTwice():
-                    return self._run_ticket_twice(case)
+            if not reason:
+                return self._carry_out(case)
         except _NotApplicableError as error:
-            return self._outcome(case, Verdict.NOT_APPLICABLE, str(error))
+            reason = str(error)
+        except _LateExecutionError as error:
+            verdict, reason = Verdict.REPLAYED, str(error)
         except (_PremiseFailedError, InteropError, OSError) as error:
+            verdict, reason = Verdict.INVALID, str(error)
             # Whatever is still under way must not be taken for the next case's doing.
             with contextlib.suppress(InteropError, OSError):
-                target.settle()
-            return self._outcome(case, Verdict.INVALID, str(error))
+                self._target.settle()
+        return self._outcome(case, verdict, reason)
+
+    def _carry_out(self, case: Case) -> Outcome:
+        match case.experiment:
+            case Recorded() as recorded:
+                return self._run_recorded(case, recorded)
+            case Live() as live:
+                return self._run_live(case, live)
+            case TicketTwice():
+                return self._run_ticket_twice(case)
 
     def run_honest_session(self) -> Outcome:
         """See that the endpoint still serves, and that what is executed there is counted."""
@@ -89,9 +101,11 @@ class Experiment:
         before = after = None
         requests = self._requests()
         try:
-            before = self._target.count().total
+            before = self._open_account().total
             self._record(requests)
             after = self._target.count().total
+        except _LateExecutionError as error:
+            verdict, reason = Verdict.REPLAYED, str(error)
         except (_PremiseFailedError, InteropError, OSError) as error:
             verdict, reason = Verdict.INVALID, str(error)
         return Outcome(
@@ -109,12 +123,36 @@ class Experiment:
             basis=_HONEST_BASIS,
         )
 
+    # The account: what was executed between two looks is somebody's doing
+
+    def _open_account(self) -> Count:
+        """Read the count before an experiment or a recording.
+
+        Since the last look only what honest clients had asked for, and was not counted yet, may
+        have come. Anything else is a replay that took its time.
+        """
+        count = self._target.count()
+        if count.total is not None and self._last_total is not None:
+            late = count.total - self._last_total - self._outstanding
+            self._last_total, self._outstanding = count.total, 0
+            if late > 0:
+                raise _LateExecutionError(f"{late} executions came late, after an earlier case")
+        return count
+
+    def _close_account(self, before: Count, honest: Sequence[Request]) -> Count:
+        """Read the count once the endpoint is done, and remember what is outstanding."""
+        after = self._target.count()
+        if before.total is not None and after.total is not None:
+            self._last_total = after.total
+            self._outstanding = max(len(honest) - (after.total - before.total), 0)
+        return after
+
     # The three kinds of experiment
 
     def _run_recorded(self, case: Case, recorded: Recorded) -> Outcome:
         target = self._target
         first, second = self._recording(recorded.source)
-        before = target.count()
+        before = self._open_account()
         seen = [
             str(deliver(target.dial, delivery, deadline_seconds=target.deadline_seconds))
             for delivery in recorded.deliver(first, second)
@@ -131,12 +169,13 @@ class Experiment:
         earlier, _ = self._recording("upload" if live.upload else "session")
         interferer = Interferer(live.interference, earlier)
         requests = self._requests(live)
-        before = target.count()
+        before = self._open_account()
         end = self._converse_through(Middle(target.dial, target.framing, interferer), requests)
         if not interferer.applied:
             target.settle()
+            self._close_account(before, requests)
             raise _PremiseFailedError(
-                f"the client's {live.interference.role} never came by, or nothing after it"
+                f"no {live.interference.role} came by that this could be done to"
             )
         return self._judged(case, before, honest=requests, seen=[f"the client {end}"])
 
@@ -144,7 +183,7 @@ class Experiment:
         target = self._target
         client, ticket = self._ticket()
         requests = [target.request(), target.request()]
-        before = target.count()
+        before = self._open_account()
         resumed = 0
         for request in requests:
             with (
@@ -161,7 +200,7 @@ class Experiment:
     ) -> Outcome:
         """Wait for the endpoint, read the count, and judge what was executed since `before`."""
         ends = self._target.settle()
-        after = self._target.count()
+        after = self._close_account(before, honest)
         verdict, reason = _judge(before, after, honest)
         # A control has opened when something was executed, and not before.
         reached = after.connections != before.connections and not self._target.control
@@ -234,7 +273,7 @@ class Experiment:
 
     def _record(self, requests: Sequence[Request]) -> Flight:
         """Record an honest session, whose requests must have been executed as asked."""
-        before = self._target.count()
+        before = self._open_account()
         middle = Middle(self._target.dial, self._target.framing)
         end = self._converse_through(middle, requests)
         self._require_executed(before, requests, end)
@@ -243,7 +282,7 @@ class Experiment:
     def _record_resumed(self) -> Flight:
         client, ticket = self._ticket()
         requests = self._requests()
-        before = self._target.count()
+        before = self._open_account()
         with (
             Middle(self._target.dial, self._target.framing) as middle,
             client.connect(middle.address, ticket=ticket) as session,
@@ -262,7 +301,7 @@ class Experiment:
             ticket = ticket.allowing_early_data()
         target = self._target
         early, late = [target.request(), target.request()], target.request()
-        before = target.count()
+        before = self._open_account()
         with Middle(target.dial, target.framing) as middle:
             pieces = tuple(request.encoded for request in early)
             with client.connect(middle.address, ticket=ticket, early_data=pieces) as session:
@@ -270,7 +309,7 @@ class Experiment:
         if not middle.flight.of(Role.EARLY_DATA):
             raise _PremiseFailedError("the client's 0-RTT data were not seen on the wire")
         target.settle()
-        after = target.count()
+        after = self._close_account(before, [*early, late])
         if before.executed is not None and after.executed is not None:
             executed = after.executed[len(before.executed) :]
             taken = [request for request in early if request.execution in executed]
@@ -286,7 +325,7 @@ class Experiment:
         if must_resume and target.resumes is False:
             raise _NotApplicableError("its policy resumes nothing: a ticket is worth nothing there")
         requests = [target.request()]
-        before = target.count()
+        before = self._open_account()
         with (
             Middle(target.dial, target.framing) as middle,
             target.tickets.connect(middle.address) as session,
@@ -312,7 +351,7 @@ class Experiment:
     def _require_executed(self, before: Count, requests: Sequence[Request], end: str) -> None:
         """Raise unless the requests were executed as asked, where that can be counted."""
         self._target.settle()
-        after = self._target.count()
+        after = self._close_account(before, requests)
         if before.executed is not None and after.executed is not None:
             wanted = tuple(request.execution for request in requests)
             if after.executed[len(before.executed) :] != wanted:

@@ -134,8 +134,8 @@ def local_targets(stack: ExitStack, identity: Identity) -> Iterator[Target]:
     policies = (transport.DEFAULT_POLICY, transport.get_policy(_RESUMING_POLICY))
     for engine, start in (("blocking", blocking_server), ("asyncio", AsyncioServer)):
         for policy in policies:
-            server = stack.enter_context(start(identity.credential, policy))
             for version in policy.versions:
+                server = stack.enter_context(start(identity.credential, policy))
                 yield own_target(server, identity, policy, version, engine=engine)
 
 
