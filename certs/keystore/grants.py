@@ -4,7 +4,7 @@ One row a principal holds all that it is granted, sealed under the root key and 
 principal's name and to a revision that each change raises. Removing a row takes rights away and
 gives none. Putting an older row back gives back what was revoked; it reads as genuine, so the audit
 log remembers each principal's revision (`details` of ``grant`` and ``revoke``), and
-`require_newest` holds the rows to it when the log is verified.
+`certs.keystore.revisions` holds the rows to it when the log is verified.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import bindparam, insert, select, update
 
-from certs.errors import AuditLogAltered, CorruptEnvelope, InvalidInput
+from certs.errors import CorruptEnvelope, InvalidInput
 from certs.keystore.access import (
     OWNER,
     OWNERS_GRANTS,
@@ -26,23 +26,18 @@ from certs.keystore.access import (
 from certs.keystore.tables import as_bytes, as_number, as_text, damaged, grants
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from sqlalchemy import Connection, Row
 
-    from certs.keystore.audit import AuditEntry
     from certs.keystore.keyring import Keyring
 
 __all__ = [
     "all_grants",
     "begin_grants",
     "change_grants",
+    "grant_revisions",
     "grants_of",
-    "require_newest",
-    "revisions_told",
 ]
 
-_GRANTING = frozenset({"init", "upgrade", "grant", "revoke"})  # what tells of a revision
 _KIND = "grants"
 _PURPOSE = "access"
 _MOST_PRINCIPALS = 10_000
@@ -101,28 +96,10 @@ def change_grants(
     return revision + 1
 
 
-def revisions_told(number: int, entry: AuditEntry) -> dict[str, tuple[int, int]]:
-    """Return what a row of the log tells of a principal's revision, for `require_newest`."""
-    if entry.operation not in _GRANTING or entry.outcome != "done":
-        return {}
-    return {entry.details["principal"]: (number, int(entry.details["revision"]))}
-
-
-def require_newest(
-    connection: Connection, keyring: Keyring, logged: Mapping[str, tuple[int, int]]
-) -> None:
-    """Hold each principal's row to its revision and the row of the log that tells of it."""
+def grant_revisions(connection: Connection, keyring: Keyring) -> dict[str, int]:
+    """Return each principal's revision."""
     rows = connection.execute(select(grants)).all()
-    found = {principal: revision for principal, revision, _ in (_opened(keyring, r) for r in rows)}
-    for principal, (number, revision) in logged.items():
-        if found.pop(principal, None) != revision:
-            raise AuditLogAltered(
-                f"the grants of {principal} are not those of revision {revision}, which row "
-                f"{number} of the audit log tells of: an older row was put back, or it was removed",
-                row=number,
-            )
-    if found:
-        raise AuditLogAltered(f"the audit log tells of no grant to {min(found)}", row=None)
+    return {principal: revision for principal, revision, _ in (_opened(keyring, r) for r in rows)}
 
 
 def _found(

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Self
 from certs.keystore.access import Grant, require_principal, require_role, require_scope
 from certs.keystore.audit import (
     AuditEntry,
-    AuditRow,
     LogLeaves,
     export_header,
     export_line,
 )
-from certs.keystore.grants import all_grants, change_grants, require_newest, revisions_told
+from certs.keystore.grants import all_grants, change_grants
 from certs.keystore.notes import Checkpoint
+from certs.keystore.revisions import ToldRevisions
 from certs.keystore.use import KeyUse
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class KeyOversight(KeyUse):
                 yield row.number, AuditEntry.parse(row.entry)
 
     def verify_audit_log(self, earlier: bytes | None = None) -> bytes:
-        """Check the whole log and the grants against it; return its checkpoint, signed.
+        """Check the whole log, and grants and keys against it; return its checkpoint, signed.
 
         `earlier` is such a checkpoint from before, kept elsewhere: with it, a store that was put
         back to an older copy is found out too. Raises `AuditLogAltered` with the first row that is
@@ -75,13 +75,9 @@ class KeyOversight(KeyUse):
         with self._gate.perform("audit-verify", ""), self.database.read() as connection:
             log = self._gate.log
             known = None if earlier is None else Checkpoint.open(earlier, log.key(connection))
-            told: dict[str, tuple[int, int]] = {}
-
-            def each(row: AuditRow, entry: AuditEntry) -> None:
-                told.update(revisions_told(row.number, entry))
-
-            note = log.check(connection, known, each)
-            require_newest(connection, self._keyring, told)
+            told = ToldRevisions()
+            note = log.check(connection, known, told.take)
+            told.require(connection, self._keyring)
             return note
 
     def export_audit_log(self, write: Callable[[bytes], object]) -> bytes:

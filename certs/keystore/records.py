@@ -264,10 +264,11 @@ def insert_key(
     _insert_version(connection, keyring, term, info, payload, now=now)
 
 
-def put_state(connection: Connection, keyring: Keyring, info: KeyInfo, now: int) -> None:
+def put_state(connection: Connection, keyring: Keyring, info: KeyInfo, now: int) -> int:
     """Replace a key's state, which was read in this write transaction as revision `info.revision`.
 
-    The rows' copies of what is sealed follow it.
+    The rows' copies of what is sealed follow it. Returns the new revision, which the audit log is
+    to tell of.
     """
     following = replace(info, revision=info.revision + 1)
     term = counted_term(connection, keyring, now)
@@ -285,6 +286,7 @@ def put_state(connection: Connection, keyring: Keyring, info: KeyInfo, now: int)
     connection.execute(
         update(keys).where(keys.c.name == info.name).values(latest_version=info.version)
     )
+    return following.revision
 
 
 def seal_state(keyring: Keyring, term: SealedTerm, info: KeyInfo) -> bytes:

@@ -42,7 +42,7 @@ from certs.keystore.address import create_database
 from certs.keystore.audit import AuditEntry, AuditRow, verify_export
 from certs.keystore.audit_log import AuditLog
 from certs.keystore.backup import BackupHeader, BackupRows, read_header
-from certs.keystore.grants import change_grants, require_newest, revisions_told
+from certs.keystore.grants import change_grants
 from certs.keystore.identity import read_root
 from certs.keystore.kek import using_provider
 from certs.keystore.keyring import Keyring, root_context
@@ -56,6 +56,7 @@ from certs.keystore.records import (
     put_state,
     read_version,
 )
+from certs.keystore.revisions import ToldRevisions
 from certs.keystore.rows import write_rows
 from certs.keystore.store import utc_now
 from certs.keystore.tables import SCHEMA_VERSION
@@ -190,16 +191,12 @@ class _Restoring:
         )
 
     def _checked_log(self, connection: Connection, note: bytes) -> Checkpoint:
-        """Check the log's rows against the backup's checkpoint, and the grants against the log."""
-        told: dict[str, tuple[int, int]] = {}
-
-        def each(row: AuditRow, entry: AuditEntry) -> None:
-            told.update(revisions_told(row.number, entry))
-
+        """Check the log's rows against the backup's checkpoint, grants and keys against the log."""
+        told = ToldRevisions()
         checkpoint = Checkpoint.open(note, self._log.key(connection))
-        if self._log.check(connection, checkpoint, each) != note:
+        if self._log.check(connection, checkpoint, told.take) != note:
             raise AuditLogAltered("the backup's log is not that of its checkpoint", row=None)
-        require_newest(connection, self._keyring, told)
+        told.require(connection, self._keyring)
         return checkpoint
 
     def _open_everything(self, connection: Connection) -> int:
@@ -240,8 +237,8 @@ class _Restoring:
             return None
         if entry.operation == "purge":
             erase_versions(connection, info)
-        put_state(connection, self._keyring, change(info, entry), self._now)
-        self._append(connection, entry.operation, entry.name, entry.version)
+        revision = put_state(connection, self._keyring, change(info, entry), self._now)
+        self._append(connection, entry.operation, entry.name, entry.version, revision=str(revision))
         version = "" if entry.version is None else f" version {entry.version}"
         return f"{entry.operation} {entry.name}{version}"
 

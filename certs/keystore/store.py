@@ -397,6 +397,7 @@ class KeyStore(KeyUpkeep):
         purpose = purpose or default_purpose(payload.key_type)
         require_purpose(payload.key_type, purpose)
         act.version = 1
+        act.details["revision"] = "1"
         info = KeyInfo(
             name=act.name,
             key_type=payload.key_type,
@@ -467,7 +468,8 @@ class KeyStore(KeyUpkeep):
         def put(connection: Connection) -> KeyInfo:
             info = change(find_key(connection, self._keyring, act.name))
             besides(connection, info)
-            put_state(connection, self._keyring, info, self._now())
+            revision = put_state(connection, self._keyring, info, self._now())
+            act.details["revision"] = str(revision)
             return info
 
         return act.commit(put)

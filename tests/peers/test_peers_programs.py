@@ -89,6 +89,8 @@ def test_packages_of_debian_and_ubuntu() -> None:
             "gnutls-bin",
             "nginx",
             "openssl",
+            "postgresql",
+            "postgresql-client",
             "softhsm2",
             "tcpdump",
             "tshark",

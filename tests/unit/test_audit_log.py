@@ -11,11 +11,13 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import delete, select, update
 
 from certs.errors import AccessDenied, AuditLogAltered, CorruptEnvelope
 from certs.keystore import KeyStore, KeyType
 from certs.keystore.audit import verify_export
 from certs.keystore.kek import FileKEK
+from certs.keystore.tables import key_states, key_versions, keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -259,3 +261,37 @@ def test_eight_processes_make_one_log(path: Path, kek: FileKEK, tmp_path: Path) 
             entry.version for _, entry in store.audit_entries() if entry.operation == "secret-set"
         ]
     assert versions == list(range(1, 8 * 15 + 1))
+
+
+def test_a_state_put_back_to_an_older_one_is_found_and_named(
+    store_address: str, kek: FileKEK
+) -> None:
+    """A disabled key that somebody enables by its older row: genuine, in its place, and too old."""
+    with KeyStore.create(store_address, kek) as store:
+        for name in ("a", "b"):
+            store.create_key(name, KeyType.ED25519)
+        with store.database.read() as connection:
+            older = connection.execute(select(key_states).where(key_states.c.name == "a")).one()
+        store.disable("a")
+        store.verify_audit_log()
+        put_back = update(key_states).where(key_states.c.name == "a").values(older._asdict())
+        with store.database.write() as connection:
+            connection.execute(put_back)
+        store.sign("a", b"m")  # what the file says is genuine, and only the log knows better
+        with pytest.raises(AuditLogAltered, match=r"state of key 'a' .* revision 2") as caught:
+            store.verify_audit_log()
+        assert caught.value.row == 3
+
+
+def test_a_name_deleted_with_all_its_rows_is_found_and_named(
+    store_address: str, kek: FileKEK
+) -> None:
+    with KeyStore.create(store_address, kek) as store:
+        for name in ("a", "b"):
+            store.create_key(name, KeyType.ED25519)
+        with store.database.write() as connection:
+            for table in (key_versions, key_states, keys):
+                connection.execute(delete(table).where(table.c.name == "a"))
+        with pytest.raises(AuditLogAltered, match="state of key 'a'") as caught:
+            store.verify_audit_log()
+        assert caught.value.row == 1
