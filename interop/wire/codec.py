@@ -87,6 +87,10 @@ class Reader:
         length = self.uint(length_bytes, name)
         if length < minimum:
             self.fail(f"{length} bytes, at least {minimum} are required", name)
+        return self.nested(length, name)
+
+    def nested(self, length: int, name: str) -> Reader:
+        """Open the next `length` bytes as a structure of their own."""
         offset = self._base + self._position
         return Reader(self.view(length, name), f"{self.path}.{name}", offset)
 

@@ -18,6 +18,7 @@ from interop.wire.registry import AlertDescription, ContentType, name_of
 if TYPE_CHECKING:
     from interop.wire.facts import SessionFacts
     from interop.wire.half import Half
+    from interop.wire.learned import LearnedSecrets
     from interop.wire.material import KeyMaterial
 
 __all__ = ["Engine", "Halves", "no_key_reason", "refuse", "take_alert"]
@@ -60,6 +61,8 @@ def no_key_reason(
         clauses.append("the key log has other secrets of this session only")
     elif keys.key_log:
         clauses.append("no key log line for this client_random")
+    if keys.ticket_keys:
+        clauses.append("no ticket that holds its secret opens under the ticket keys given")
     if not clauses:
         clauses.append("a pre-shared key is not what this session's secrets come of")
     return f"{exchange}: " + "; and ".join(clauses)
@@ -68,9 +71,12 @@ def no_key_reason(
 class Engine(ABC):
     """One protocol version's reader."""
 
-    def __init__(self, facts: SessionFacts, keys: KeyMaterial, halves: Halves) -> None:
+    def __init__(
+        self, facts: SessionFacts, keys: KeyMaterial, learned: LearnedSecrets, halves: Halves
+    ) -> None:
         self._facts = facts
         self._keys = keys
+        self._learned = learned
         self._halves = halves
 
     def _other(self, half: Half) -> Half:

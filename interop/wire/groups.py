@@ -9,6 +9,9 @@ had: either side's classical key, and the *client's* ML-KEM key, for only the ho
 decapsulation key can open the server's ciphertext. Half a hybrid opens nothing, and
 `shared_secret` says which half is missing, since that sentence is what the harvest-now,
 decrypt-later experiment is after.
+
+The groups that are computed are those that cryptography has: no ML-KEM-512, no binary curves, no
+SM2, and not the drafts of Kyber that preceded ML-KEM. The others are named, and stay closed.
 """
 
 from __future__ import annotations
@@ -70,6 +73,8 @@ EphemeralPrivateKey = (
 )
 
 _CURVES: dict[int, type[ec.EllipticCurve]] = {
+    NamedGroup.SECP192R1: ec.SECP192R1,
+    NamedGroup.SECP224R1: ec.SECP224R1,
     NamedGroup.SECP256R1: ec.SECP256R1,
     NamedGroup.SECP384R1: ec.SECP384R1,
     NamedGroup.SECP521R1: ec.SECP521R1,
@@ -114,6 +119,9 @@ _HYBRIDS = {
         NamedGroup.SECP384R1, 97, "ML-KEM-1024", 1568, 1568, kem_first=False
     ),
 }
+
+# ML-KEM alone (draft-ietf-tls-mlkem): the client sends the key, the server the ciphertext.
+_KEMS: dict[int, str] = {NamedGroup.MLKEM768: "ML-KEM-768", NamedGroup.MLKEM1024: "ML-KEM-1024"}
 
 
 # TLS 1.2 peers may still agree on compressed points (RFC 4492 section 5.1.2).
@@ -227,16 +235,33 @@ def _classical(keys: EphemeralKeys, group: int, client: bytes, server: bytes) ->
     raise NoSharedSecret(f"no ephemeral {name} key of this session is at hand")
 
 
-def _kem(keys: EphemeralKeys, hybrid: _Hybrid, encapsulation_key: bytes, sealed: bytes) -> bytes:
+def _kem(keys: EphemeralKeys, name: str, encapsulation_key: bytes, sealed: bytes) -> bytes:
     key = keys.of(encapsulation_key)
     if not isinstance(key, mlkem.MLKEM768PrivateKey | mlkem.MLKEM1024PrivateKey):
-        raise NoSharedSecret(
-            f"the classical half is known, but the client's {hybrid.kem} key is not"
-        )
+        raise NoSharedSecret(f"the client's {name} key is not at hand")
     try:
         return key.decapsulate(sealed)
     except ValueError:
-        raise NoSharedSecret(f"the server's {hybrid.kem} ciphertext is not a valid one") from None
+        raise NoSharedSecret(f"the server's {name} ciphertext is not a valid one") from None
+
+
+def _hybrid(keys: EphemeralKeys, group: NamedGroup, client: bytes, server: bytes) -> bytes:
+    """Compute both halves, or say which one is missing."""
+    hybrid = _HYBRIDS[group]
+    client_parts = split_public_value(group, client, from_client=True)
+    server_parts = split_public_value(group, server, from_client=False)
+    if len(client_parts) != 2 or len(server_parts) != 2:  # noqa: PLR2004 - two halves
+        raise NoSharedSecret(f"a {name_of(NamedGroup, group)} value has the wrong length")
+    try:
+        sealed = _kem(keys, hybrid.kem, client_parts[1], server_parts[1])
+    except NoSharedSecret as missing:
+        _classical(keys, hybrid.classical, client_parts[0], server_parts[0])
+        raise NoSharedSecret(f"the classical half is known, but {missing}") from None
+    try:
+        classical = _classical(keys, hybrid.classical, client_parts[0], server_parts[0])
+    except NoSharedSecret as missing:
+        raise NoSharedSecret(f"the {hybrid.kem} half is known, but {missing}") from None
+    return sealed + classical if hybrid.kem_first else classical + sealed
 
 
 def _finite_field(keys: EphemeralKeys, prime: int, client: bytes, server: bytes) -> int:
@@ -270,13 +295,8 @@ def shared_secret(keys: EphemeralKeys, group: int, client: bytes, server: bytes)
         prime = ffdhe_prime(NamedGroup(group))
         secret = _finite_field(keys, prime, client, server)
         return secret.to_bytes((prime.bit_length() + 7) // 8, "big")
-    if group not in _HYBRIDS:
-        return _classical(keys, group, client, server)
-    hybrid = _HYBRIDS[NamedGroup(group)]
-    client_parts = split_public_value(group, client, from_client=True)
-    server_parts = split_public_value(group, server, from_client=False)
-    if len(client_parts) != 2 or len(server_parts) != 2:  # noqa: PLR2004 - two halves
-        raise NoSharedSecret(f"a {name_of(NamedGroup, group)} value has the wrong length")
-    classical = _classical(keys, hybrid.classical, client_parts[0], server_parts[0])
-    sealed = _kem(keys, hybrid, client_parts[1], server_parts[1])
-    return sealed + classical if hybrid.kem_first else classical + sealed
+    if group in _KEMS:
+        return _kem(keys, _KEMS[group], client, server)
+    if group in _HYBRIDS:
+        return _hybrid(keys, NamedGroup(group), client, server)
+    return _classical(keys, group, client, server)

@@ -29,6 +29,7 @@ from interop.wire import handshake as hs
 from interop.wire.engine import Engine, take_alert
 from interop.wire.facts import SessionFacts
 from interop.wire.half import Half
+from interop.wire.learned import LearnedSecrets
 from interop.wire.material import Direction, KeyMaterial, Undecryptable
 from interop.wire.record import (
     HEADER_LENGTH,
@@ -108,6 +109,8 @@ class _Output:
 class TLSSession(SessionFacts):
     """Reads one recorded session; see the module's theory of operation.
 
+    `learned` is shared by the sessions of a capture: what opening one tells about those that
+    resume it.
     `buffer_limit_bytes` bounds what one direction may hold back while it waits for the other;
     `handshake_limit_bytes` bounds one handshake message (and, four times over, a whole flight).
     """
@@ -116,11 +119,13 @@ class TLSSession(SessionFacts):
         self,
         keys: KeyMaterial,
         *,
+        learned: LearnedSecrets | None = None,
         buffer_limit_bytes: int = DEFAULT_BUFFER_LIMIT,
         handshake_limit_bytes: int = DEFAULT_HANDSHAKE_LIMIT,
     ) -> None:
         super().__init__()
         self._keys = keys
+        self._learned = LearnedSecrets() if learned is None else learned
         self._buffer_limit = buffer_limit_bytes
         self._handshake_limit = handshake_limit_bytes
         self._halves = {
@@ -375,6 +380,7 @@ class TLSSession(SessionFacts):
     def _take_server_hello(self, message: bytes) -> None:
         if self._client_hello is None:
             return
+        client_hello, offered = self._client_hello
         hello = hs.parse_server_hello(message)
         self.version = hello.version
         if hello.version == ProtocolVersion.TLS_1_3:
@@ -388,8 +394,10 @@ class TLSSession(SessionFacts):
         self._engine = engine = kind(
             self,
             self._keys,
+            self._learned,
             self._halves,
-            *self._client_hello,
+            client_hello=client_hello,
+            hello=offered,
             handshake_limit_bytes=self._handshake_limit,
         )
         engine.take_server_hello(message, hello)

@@ -6,46 +6,41 @@ half's number and no order of capture matters. ChangeCipherSpec ends a half's pl
 keys): the records after it belong to the main secret of its handshake, and if that cannot be said
 yet, they wait.
 
-`_Handshake.resolve` decides, once it can. A key log decides at the ServerHello. Otherwise it needs
+`find_main_secrets` decides, once it can. A key log decides at the ServerHello. Otherwise it needs
 ClientKeyExchange and, since an extended main secret covers the whole handshake (RFC 7627), every
 message before it, in protocol order: ClientHello, the server's flight up to ServerHelloDone, the
 client's up to ClientKeyExchange. A server that changes keys without a ServerHelloDone resumes.
+With a stolen ticket key it also needs the ticket that a server announces: what the client encrypts
+then waits for the server's ChangeCipherSpec, before which the ticket comes.
 
-RSA needs care. With implicit rejection, decrypting with the *wrong* private key gives no error but
-a random premaster secret. So a main secret is only ever a candidate: each candidate's opener is
-tried on the first protected record, and the one that authenticates it is kept for both halves.
-Nothing is called opened before that.
+A main secret is only ever a candidate (see `tls12_secrets`): each candidate's opener is tried on
+the first protected record, and the one that authenticates it is kept for both halves. Nothing is
+called opened before that, and nothing is learned for the sessions that resume this one.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, NamedTuple
-
-from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from typing import TYPE_CHECKING
 
 from interop.wire import extensions as ext
 from interop.wire import handshake as hs
-from interop.wire.engine import Engine, Halves, no_key_reason, refuse, take_alert
+from interop.wire.engine import Engine, Halves, refuse, take_alert
 from interop.wire.facts import SeenTicket
-from interop.wire.groups import (
-    NoSharedSecret,
-    ffdhe_group,
-    finite_field_shared_secret,
-    shared_secret,
-)
-from interop.wire.key_schedule import transcript_hash
-from interop.wire.material import Direction, KeyMaterial
-from interop.wire.prf import extended_main_secret, key_block, main_secret
+from interop.wire.groups import ffdhe_group
+from interop.wire.material import Direction, KeyMaterial, SecretSource
+from interop.wire.prf import key_block
 from interop.wire.protection import RecordOpener, TLS12Keys, tls12_opener
 from interop.wire.record import HEADER_LENGTH
-from interop.wire.registry import ContentType, HandshakeType, NamedGroup, name_of
-from interop.wire.suites import CipherSuite, KeyExchange, SuiteParameters, parameters_of
+from interop.wire.registry import ContentType, HandshakeType, name_of
+from interop.wire.suites import KeyExchange, parameters_of
+from interop.wire.tls12_secrets import Candidate, Handshake, NoMainSecret, find_main_secrets
 
 if TYPE_CHECKING:
     from interop.wire.facts import SessionFacts
     from interop.wire.half import Half
     from interop.wire.handshake import ClientHello, ServerHello
+    from interop.wire.learned import LearnedSecrets
     from interop.wire.protection import Opened
 
 __all__ = ["TLS12Engine"]
@@ -53,56 +48,8 @@ __all__ = ["TLS12Engine"]
 _CLIENT, _SERVER = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
 _CHANGE_CIPHER_SPEC = b"\x01"
 _STORE_LIMIT_FACTOR = 4
-_PREMASTER_LENGTH = 48
-_RANDOM = slice(6, 38)  # of a hello message
 _MAX_RENEGOTIATIONS = 64
-_EPHEMERAL = (KeyExchange.ECDHE, KeyExchange.DHE)
-
-
-class _Candidate(NamedTuple):
-    """A main secret that may be the one, and what gave it."""
-
-    source: str
-    secret: bytes
-
-    def __repr__(self) -> str:
-        return f"_Candidate({self.source})"
-
-
-class _Missing(Exception):
-    """Why no main secret can be had."""
-
-
-class _Handshake:
-    """One handshake, first or renegotiated; messages whole, in each half's order."""
-
-    def __init__(self) -> None:
-        self.messages: dict[Direction, list[bytes]] = {_CLIENT: [], _SERVER: []}
-        self.client_hello: ClientHello | None = None
-        self.server_hello: ServerHello | None = None
-        self.suite: SuiteParameters | None = None
-        self.server_changed_keys = False
-        self.candidates: list[_Candidate] | None = None
-
-    def find(self, direction: Direction, kind: HandshakeType) -> bytes | None:
-        """Find a half's first message of a kind."""
-        return next((m for m in self.messages[direction] if m[0] == kind), None)
-
-    @property
-    def resumed(self) -> bool | None:
-        """Whether the server skipped the key exchange; None while it may still come."""
-        if self.find(_SERVER, HandshakeType.SERVER_HELLO_DONE) is not None:
-            return False
-        return True if self.server_changed_keys else None
-
-    def session_hash(self, hash_name: str) -> bytes:
-        """Hash the messages up to ClientKeyExchange in protocol order (RFC 7627 section 3)."""
-        client, server = self.messages[_CLIENT], self.messages[_SERVER]
-        kinds = [message[0] for message in server]
-        server_end = kinds.index(HandshakeType.SERVER_HELLO_DONE) + 1
-        client_end = [m[0] for m in client].index(HandshakeType.CLIENT_KEY_EXCHANGE) + 1
-        ordered = (*client[:1], *server[:server_end], *client[1:client_end])
-        return transcript_hash(hash_name, *ordered)
+_EPHEMERAL = (KeyExchange.ECDHE, KeyExchange.DHE, KeyExchange.ECDHE_PSK, KeyExchange.DHE_PSK)
 
 
 class _Side:
@@ -111,7 +58,7 @@ class _Side:
     def __init__(self) -> None:
         self.number = 0  # of the handshake its messages belong to
         self.keys_of: int | None = None  # the handshake whose keys protect its records
-        self.openers: list[tuple[_Candidate, RecordOpener]] = []
+        self.openers: list[tuple[Candidate, RecordOpener]] = []
         self.proven = False
 
 
@@ -122,15 +69,16 @@ class TLS12Engine(Engine):
         self,
         facts: SessionFacts,
         keys: KeyMaterial,
+        learned: LearnedSecrets,
         halves: Halves,
+        *,
         client_hello: bytes,
         hello: ClientHello,
-        *,
         handshake_limit_bytes: int,
     ) -> None:
-        super().__init__(facts, keys, halves)
+        super().__init__(facts, keys, learned, halves)
         self._store_limit = _STORE_LIMIT_FACTOR * handshake_limit_bytes
-        self._handshakes = {0: _Handshake()}
+        self._handshakes = {0: Handshake()}
         self._sides = {_CLIENT: _Side(), _SERVER: _Side()}
         first = self._handshakes[0]
         first.client_hello = hello
@@ -145,14 +93,19 @@ class TLS12Engine(Engine):
         if side.keys_of is None or side.openers:
             return False
         handshake = self._handshakes[side.keys_of]
+        other_may_tell = self._other(half).alive
         try:
-            if handshake.candidates is None and not self._resolve(handshake):
-                if self._other(half).alive:
+            if handshake.candidates is None:
+                handshake.candidates = find_main_secrets(
+                    self._keys, self._learned, handshake, more_may_come=other_may_tell
+                )
+            if handshake.candidates is None:
+                if other_may_tell:
                     return True
                 half.close("the other direction's part of the handshake was not read")
                 return False
             self._make_openers(half, side, handshake)
-        except _Missing as why:
+        except NoMainSecret as why:
             half.close(str(why))
         return False
 
@@ -178,19 +131,29 @@ class TLS12Engine(Engine):
             half.close(self._wrong_secret_reason(side))
         return None
 
-    def _prove(self, side: _Side, candidate: _Candidate, opener: RecordOpener) -> None:
+    def _prove(self, side: _Side, candidate: Candidate, opener: RecordOpener) -> None:
         """Keep the candidate that opened a record, for the other half too."""
         side.proven = True
         side.openers = [(candidate, opener)]
-        self._handshakes[side.keys_of or 0].candidates = [candidate]
-        self._facts.note_opened(candidate.source)
+        self._facts.note_opened(candidate.source.value)
         self._facts.secrets["main_secret"] = candidate.secret
+        handshake = self._handshakes[side.keys_of or 0]
+        handshake.candidates = [candidate]
+        if handshake.main_secret is None:
+            handshake.main_secret = candidate.secret
+            self._learn(handshake, candidate.secret)
+
+    def _learn(self, handshake: Handshake, main_secret: bytes) -> None:
+        """Remember a proven main secret under all that a later session may resume it by."""
+        if handshake.server_hello is not None:
+            self._learned.learn_session_id(handshake.server_hello.session_id, main_secret)
+        self._learned.learn_ticket(handshake.issued_ticket or b"", main_secret)
 
     def _wrong_secret_reason(self, side: _Side) -> str:
         sources = {candidate.source for candidate, _ in side.openers}
-        if sources == {"server RSA key"}:
+        if sources == {SecretSource.SERVER_RSA_KEY}:
             return "static RSA, but no matching private key (or a damaged record)"
-        source = " or ".join(sorted(sources))
+        source = " or ".join(sorted(source.value for source in sources))
         return (
             f"the main secret from the {source} does not open this session's records "
             "(a wrong secret, or a damaged record)"
@@ -251,6 +214,8 @@ class TLS12Engine(Engine):
         handshake.messages[half.direction].append(message)
         if side.number == 0:
             self._note(half, handshake, kind, message)
+        if kind == HandshakeType.NEW_SESSION_TICKET and handshake.main_secret is not None:
+            self._learn(handshake, handshake.main_secret)  # the client's half was captured ahead
 
     def _take_hello(self, half: Half, side: _Side, kind: int, message: bytes) -> None:
         """Take a renegotiation's hello (RFC 5246 section 7.4.1)."""
@@ -259,7 +224,7 @@ class TLS12Engine(Engine):
             refuse(f"unexpected {name_of(HandshakeType, kind)}", "handshake")
         side.number += 1
         half.stored_handshake_bytes = 0
-        handshake = self._handshakes.setdefault(side.number, _Handshake())
+        handshake = self._handshakes.setdefault(side.number, Handshake())
         handshake.messages[half.direction].append(message)
         if half.direction is _CLIENT:
             handshake.client_hello = hs.parse_client_hello(message)
@@ -286,11 +251,11 @@ class TLS12Engine(Engine):
                 half.close("compressed records (CRIME) are not opened here")
 
     @staticmethod
-    def _set_server_hello(handshake: _Handshake, hello: ServerHello) -> None:
+    def _set_server_hello(handshake: Handshake, hello: ServerHello) -> None:
         handshake.server_hello = hello
         handshake.suite = parameters_of(hello.cipher_suite)
 
-    def _note(self, half: Half, handshake: _Handshake, kind: int, message: bytes) -> None:
+    def _note(self, half: Half, handshake: Handshake, kind: int, message: bytes) -> None:
         """Write what a message of the first handshake tells into the facts."""
         facts = self._facts
         is_server = half.direction is _SERVER
@@ -321,115 +286,14 @@ class TLS12Engine(Engine):
 
     # Secrets
 
-    def _resolve(self, handshake: _Handshake) -> bool:
-        """Find the candidates for a main secret; False if messages are still to come.
-
-        Raises `_Missing` where there will be none.
-        """
-        client_hello, server_hello, suite = (
-            handshake.client_hello,
-            handshake.server_hello,
-            handshake.suite,
-        )
-        if client_hello is None or server_hello is None:
-            return False
-        name = name_of(CipherSuite, server_hello.cipher_suite)
-        if suite is None or suite.cipher is None:
-            raise _Missing(f"{name}: this suite is not opened here")
-        logged = self._keys.key_log.get(client_hello.random, {})
-        if (secret := logged.get("CLIENT_RANDOM")) is not None:
-            handshake.candidates = [_Candidate("key log", secret)]
-            return True
-        if handshake.resumed:
-            raise _Missing(self._resumption_reason())
-        exchange = handshake.find(_CLIENT, HandshakeType.CLIENT_KEY_EXCHANGE)
-        if handshake.resumed is None or exchange is None:
-            return False
-        value = hs.client_key_exchange(exchange, suite.key_exchange)
-        found = self._premaster_secrets(handshake, suite, value)
-        handshake.candidates = [
-            _Candidate(source, self._main_secret(handshake, suite, premaster))
-            for source, premaster in found
-        ]
-        return True
-
-    def _resumption_reason(self) -> str:
-        if self._keys.is_empty:
-            return "resumed: no keys were given"
-        reason = (
-            "resumed: the main secret is an earlier session's, which the keys given do not hold"
-        )
-        if self._keys.key_log:
-            reason += ", and no key log line for this client_random"
-        return reason
-
-    def _premaster_secrets(
-        self, handshake: _Handshake, suite: SuiteParameters, value: bytes
-    ) -> list[tuple[str, bytes]]:
-        exchange = suite.key_exchange
-        client_random = handshake.messages[_CLIENT][0][_RANDOM]
-        if exchange is KeyExchange.RSA:
-            if not self._keys.rsa_keys:
-                raise _Missing(self._no_rsa_key_reason())
-            found = []
-            for key in self._keys.rsa_keys:
-                try:
-                    premaster = key.decrypt(value, PKCS1v15())
-                except ValueError:  # a value that is not of this key's length
-                    continue
-                if len(premaster) == _PREMASTER_LENGTH:
-                    found.append(("server RSA key", premaster))
-            if not found:
-                raise _Missing("static RSA, but no matching private key")
-            return found
-        if exchange in _EPHEMERAL:
-            return [("ephemeral key", self._ephemeral_premaster(handshake, suite, value))]
-        raise _Missing(no_key_reason(self._keys, exchange.value, client_random))
-
-    def _no_rsa_key_reason(self) -> str:
-        if self._keys.is_empty:
-            return "static RSA: no keys were given"
-        reason = "static RSA, but no RSA private key was given"
-        return reason + (", and no key log line for this client_random" * bool(self._keys.key_log))
-
-    def _ephemeral_premaster(
-        self, handshake: _Handshake, suite: SuiteParameters, client: bytes
-    ) -> bytes:
-        message = handshake.find(_SERVER, HandshakeType.SERVER_KEY_EXCHANGE)
-        value = hs.server_key_exchange(message, suite.key_exchange) if message else None
-        label = suite.key_exchange.value
-        client_random = handshake.messages[_CLIENT][0][_RANDOM]
-        if value is None:
-            raise _Missing(f"{label}: there is no ServerKeyExchange")
-        keys = self._keys.ephemeral_keys
-        try:
-            if value.group is not None:
-                label = f"{label} with {name_of(NamedGroup, value.group)}"
-                return shared_secret(keys, value.group, client, value.public)
-            return finite_field_shared_secret(keys, value.prime or 0, client, value.public)
-        except NoSharedSecret as why:
-            raise _Missing(
-                no_key_reason(self._keys, label, client_random, tried=str(why))
-            ) from None
-
-    @staticmethod
-    def _main_secret(handshake: _Handshake, suite: SuiteParameters, premaster: bytes) -> bytes:
-        client_hello, server_hello = handshake.client_hello, handshake.server_hello
-        if client_hello is None or server_hello is None:
-            raise _Missing("a hello message is missing")
-        if server_hello.extended_main_secret:
-            session_hash = handshake.session_hash(suite.hash_name)
-            return extended_main_secret(suite.hash_name, premaster, session_hash)
-        return main_secret(suite.hash_name, premaster, client_hello.random, server_hello.random)
-
-    def _make_openers(self, half: Half, side: _Side, handshake: _Handshake) -> None:
+    def _make_openers(self, half: Half, side: _Side, handshake: Handshake) -> None:
         client_hello, server_hello, suite = (
             handshake.client_hello,
             handshake.server_hello,
             handshake.suite,
         )
         if client_hello is None or server_hello is None or suite is None or suite.cipher is None:
-            raise _Missing("a hello message is missing")
+            raise NoMainSecret("a hello message is missing")
         cipher = suite.cipher
         is_client = half.direction is _CLIENT
         mac_length = hashlib.new(suite.mac_name).digest_size if suite.mac_name else 0

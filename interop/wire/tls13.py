@@ -35,15 +35,14 @@ from typing import TYPE_CHECKING
 from interop.wire import extensions as ext
 from interop.wire import handshake as hs
 from interop.wire.engine import Engine, Halves, refuse, take_alert
-from interop.wire.facts import SeenTicket
+from interop.wire.facts import MAX_LISTED, SeenTicket
 from interop.wire.key_schedule import derive_secret, message_hash, resumption_psk
-from interop.wire.material import Direction, KeyMaterial
+from interop.wire.material import Direction, KeyMaterial, SecretSource
 from interop.wire.record import HEADER_LENGTH
 from interop.wire.registry import ContentType, ExtensionType, HandshakeType, name_of
 from interop.wire.suites import CipherSuite, KeyExchange, SuiteParameters, parameters_of
 from interop.wire.tls13_epochs import Epoch, EpochName, Side
 from interop.wire.tls13_secrets import (
-    SecretSource,
     derive_application_secrets,
     find_early_secret,
     find_handshake_secrets,
@@ -55,7 +54,8 @@ if TYPE_CHECKING:
 
     from interop.wire.facts import SessionFacts
     from interop.wire.half import Half
-    from interop.wire.handshake import ClientHello, ServerHello
+    from interop.wire.handshake import ClientHello, NewSessionTicket, ServerHello
+    from interop.wire.learned import LearnedSecrets
     from interop.wire.protection import Opened
 
 __all__ = ["TLS13Engine"]
@@ -80,13 +80,14 @@ class TLS13Engine(Engine):
         self,
         facts: SessionFacts,
         keys: KeyMaterial,
+        learned: LearnedSecrets,
         halves: Halves,
+        *,
         client_hello: bytes,
         hello: ClientHello,
-        *,
         handshake_limit_bytes: int,
     ) -> None:
-        super().__init__(facts, keys, halves)
+        super().__init__(facts, keys, learned, halves)
         self._store_limit = _STORE_LIMIT_FACTOR * handshake_limit_bytes
         self._client_hellos = [client_hello]
         self._hellos = [hello]
@@ -97,6 +98,7 @@ class TLS13Engine(Engine):
         self._main_secret: bytes | None = None
         self._derived_from: SecretSource | None = None
         self._resumption_secret: bytes | None = None
+        self._early_tickets: dict[int, NewSessionTicket] = {}  # by their place in the facts
         self._server_flight_done = False
         self._client_flight: list[bytes] = []  # held back until the server's is complete
         self._transcript = hashlib.sha256()
@@ -323,14 +325,25 @@ class TLS13Engine(Engine):
             updates = self._facts.key_updates
             updates[half.direction] = updates.get(half.direction, 0) + 1
         elif kind == HandshakeType.NEW_SESSION_TICKET and half.direction is _SERVER:
-            ticket = hs.new_session_ticket_tls13(message)
-            psk = None
-            if self._resumption_secret is not None and self._suite is not None:
-                hash_name = self._suite.hash_name
-                psk = resumption_psk(hash_name, self._resumption_secret, ticket.nonce)
-            self._facts.note_ticket(SeenTicket(ticket.ticket, psk))
+            self._take_ticket(hs.new_session_ticket_tls13(message))
         elif kind == HandshakeType.CERTIFICATE and half.direction is _CLIENT:
             self._facts.client_certificates = hs.certificate_chain(message, tls13=True)
+
+    def _take_ticket(self, ticket: NewSessionTicket) -> None:
+        """Note a ticket, and learn its pre-shared key (RFC 9846 section 4.6.1).
+
+        That follows from the resumption secret, which covers the client's Finished; a server's
+        half may have been captured ahead of it, or a server may not have waited for it.
+        """
+        facts = self._facts
+        if self._resumption_secret is None or self._suite is None:
+            if self._handshake_secret is not None and len(facts.tickets) < MAX_LISTED:
+                self._early_tickets[len(facts.tickets)] = ticket
+            facts.note_ticket(SeenTicket(ticket.ticket, None))
+            return
+        psk = resumption_psk(self._suite.hash_name, self._resumption_secret, ticket.nonce)
+        self._learned.learn_ticket(ticket.ticket, psk)
+        facts.note_ticket(SeenTicket(ticket.ticket, psk))
 
     # Transcript
 
@@ -360,7 +373,9 @@ class TLS13Engine(Engine):
         epoch = self._sides[_CLIENT].get(EpochName.EARLY)
         if epoch is None or not epoch.pending:
             return
-        found = find_early_secret(self._keys, self._hellos[0], self._client_hellos[0])
+        found = find_early_secret(
+            self._keys, self._learned, self._hellos[0], self._client_hellos[0]
+        )
         if found is None:
             epoch.missing = "0-RTT data: no early traffic secret"
             return
@@ -380,10 +395,11 @@ class TLS13Engine(Engine):
         """Rule 4 of the theory of operation."""
         derived = find_handshake_secrets(
             self._keys,
+            self._learned,
             suite.hash_name,
             self._hellos[-1],
             self._client_hellos[-1],
-            hello,
+            server_hello=hello,
             prefix=self._before_last_hello(suite),
             transcript=self._transcript.digest(),
         )
@@ -461,3 +477,8 @@ class TLS13Engine(Engine):
             self._suite.hash_name, self._main_secret, b"res master", self._transcript.digest()
         )
         self._facts.secrets["resumption_secret"] = self._resumption_secret
+        for index, ticket in self._early_tickets.items():
+            psk = resumption_psk(self._suite.hash_name, self._resumption_secret, ticket.nonce)
+            self._learned.learn_ticket(ticket.ticket, psk)
+            self._facts.tickets[index] = SeenTicket(ticket.ticket, psk)
+        self._early_tickets.clear()

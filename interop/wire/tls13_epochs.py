@@ -12,8 +12,8 @@ from interop.wire.protection import Opened, TLS13Opener
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from interop.wire.material import SecretSource
     from interop.wire.suites import SuiteParameters
-    from interop.wire.tls13_secrets import SecretSource
 
 __all__ = ["Epoch", "EpochName", "Side"]
 

@@ -5,14 +5,15 @@ private key gives the (EC)DHE shared secret, from which the handshake secret fol
 key gives the early secret below it. A session that resumes with (EC)DHE needs both of the latter.
 The server's certificate key gives nothing: in TLS 1.3 it only ever signs.
 
-A PSK is recognised by its binder (RFC 9846 section 4.2.11.2), an HMAC over the ClientHello, so that
-a wrong one is refused before anything is derived from it.
+A pre-shared key may be stolen as such, lie in the ticket that is its identity, under a stolen
+ticket key, or have been learned when the session that issued the ticket was recovered. Wherever it
+is from, it is recognised by its binder (RFC 9846 section 4.2.11.2), an HMAC over the ClientHello,
+so that a wrong one is refused before anything is derived from it.
 """
 
 from __future__ import annotations
 
 import hmac
-from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from interop.wire.engine import no_key_reason
@@ -26,20 +27,21 @@ from interop.wire.key_schedule import (
     transcript_hash,
     verify_data,
 )
-from interop.wire.material import Direction
-from interop.wire.registry import NamedGroup, name_of
+from interop.wire.material import Direction, SecretSource
+from interop.wire.registry import NamedGroup, ProtocolVersion, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from interop.wire.handshake import ClientHello, ServerHello
+    from interop.wire.learned import LearnedSecrets
     from interop.wire.material import KeyMaterial
 
 __all__ = [
     "ApplicationSecrets",
     "EarlySecret",
     "HandshakeSecrets",
-    "SecretSource",
+    "KnownPSK",
     "derive_application_secrets",
     "find_early_secret",
     "find_handshake_secrets",
@@ -49,15 +51,22 @@ __all__ = [
 
 _HASHES = ("sha256", "sha384")  # of all TLS 1.3 suites that this package opens
 _HASH_OF_LENGTH = {32: "sha256", 48: "sha384"}
+_WITH_EPHEMERAL_KEY = {
+    SecretSource.PRE_SHARED_KEY: SecretSource.EPHEMERAL_AND_PRE_SHARED_KEY,
+    SecretSource.TICKET_KEY: SecretSource.EPHEMERAL_AND_TICKET_KEY,
+    SecretSource.EARLIER_SESSION: SecretSource.EPHEMERAL_AND_EARLIER_SESSION,
+}
 
 
-class SecretSource(Enum):
-    """What gave a secret; the words are what reports print."""
+class KnownPSK(NamedTuple):
+    """The pre-shared key behind an offered identity, and the hash that its binder is made with."""
 
-    KEY_LOG = "key log"
-    EPHEMERAL_KEY = "ephemeral key"
-    PRE_SHARED_KEY = "pre-shared key"
-    EPHEMERAL_AND_PRE_SHARED_KEY = "ephemeral key and pre-shared key"
+    source: SecretSource
+    key: bytes
+    hash_name: str
+
+    def __repr__(self) -> str:
+        return f"KnownPSK({self.source.value})"
 
 
 class EarlySecret(NamedTuple):
@@ -104,14 +113,15 @@ def log_label(direction: Direction, epoch: str) -> str:
 
 def find_psk(
     keys: KeyMaterial,
+    learned: LearnedSecrets,
     hello: ClientHello,
     raw: bytes,
     *,
     identity: int,
     prefix: bytes = b"",
     hashes: tuple[str, ...] = _HASHES,
-) -> tuple[bytes, str] | None:
-    """Find the stolen PSK behind an offered identity, and its hash; None if it was not stolen.
+) -> KnownPSK | None:
+    """Find the pre-shared key behind an offered identity; None if it cannot be had.
 
     `raw` is the ClientHello's message; `prefix` the messages before it, after a retry.
     """
@@ -119,31 +129,45 @@ def find_psk(
     if offer is None or identity >= len(offer.identities):
         return None
     truncated = prefix + raw[: len(raw) - offer.binders_length]
-    binder = offer.identities[identity].binder
-    for hash_name in hashes:
-        digest = transcript_hash(hash_name, truncated)
-        for key in keys.pre_shared_keys:
+    _, _, binder = offered = offer.identities[identity]
+    for source, key in _possible_psks(keys, learned, offered.identity):
+        for hash_name in hashes:
+            digest = transcript_hash(hash_name, truncated)
             early = early_secret(hash_name, key)
             for external in (False, True):
                 base = binder_key(hash_name, early, external=external)
                 if hmac.compare_digest(verify_data(hash_name, base, digest), binder):
-                    return key, hash_name
+                    return KnownPSK(source, key, hash_name)
     return None
 
 
-def find_early_secret(keys: KeyMaterial, hello: ClientHello, raw: bytes) -> EarlySecret | None:
+def _possible_psks(
+    keys: KeyMaterial, learned: LearnedSecrets, identity: bytes
+) -> Iterator[tuple[SecretSource, bytes]]:
+    for key in keys.pre_shared_keys:
+        yield SecretSource.PRE_SHARED_KEY, key
+    for ticket_key in keys.ticket_keys:
+        state = ticket_key.open(identity)
+        if state is not None and state.version == ProtocolVersion.TLS_1_3:
+            yield SecretSource.TICKET_KEY, state.secret
+    if (known := learned.of_ticket(identity)) is not None:
+        yield SecretSource.EARLIER_SESSION, known
+
+
+def find_early_secret(
+    keys: KeyMaterial, learned: LearnedSecrets, hello: ClientHello, raw: bytes
+) -> EarlySecret | None:
     """Find the secret of 0-RTT data: logged, or derived of the first PSK (section 4.2.10)."""
     logged = keys.key_log.get(hello.random, {})
     if (secret := logged.get("CLIENT_EARLY_TRAFFIC_SECRET")) is not None:
         return EarlySecret(SecretSource.KEY_LOG, secret, _HASH_OF_LENGTH[len(secret)])
-    found = find_psk(keys, hello, raw, identity=0)
+    found = find_psk(keys, learned, hello, raw, identity=0)
     if found is None:
         return None
-    key, hash_name = found
-    digest = transcript_hash(hash_name, raw)
-    early = early_secret(hash_name, key)
-    secret = derive_secret(hash_name, early, b"c e traffic", digest)
-    return EarlySecret(SecretSource.PRE_SHARED_KEY, secret, hash_name)
+    digest = transcript_hash(found.hash_name, raw)
+    early = early_secret(found.hash_name, found.key)
+    secret = derive_secret(found.hash_name, early, b"c e traffic", digest)
+    return EarlySecret(found.source, secret, found.hash_name)
 
 
 def _no_secrets(reason: str) -> HandshakeSecrets:
@@ -163,11 +187,12 @@ def _shared_secret(keys: KeyMaterial, hello: ClientHello, server_hello: ServerHe
 
 def find_handshake_secrets(
     keys: KeyMaterial,
+    learned: LearnedSecrets,
     hash_name: str,
     hello: ClientHello,
     raw: bytes,
-    server_hello: ServerHello,
     *,
+    server_hello: ServerHello,
     prefix: bytes,
     transcript: bytes,
 ) -> HandshakeSecrets:
@@ -176,32 +201,33 @@ def find_handshake_secrets(
     `hello` and `raw` are the last ClientHello, `prefix` the messages before it, `transcript` the
     hash up to the ServerHello.
     """
-    key: bytes | None = None
-    if server_hello.selected_psk is not None:
-        psk = server_hello.selected_psk
-        found = find_psk(keys, hello, raw, identity=psk, prefix=prefix, hashes=(hash_name,))
-        if found is None:
+    known: KnownPSK | None = None
+    if (psk := server_hello.selected_psk) is not None:
+        hashes = (hash_name,)
+        known = find_psk(keys, learned, hello, raw, identity=psk, prefix=prefix, hashes=hashes)
+        if known is None:
             return _no_secrets(_resumption_reason(keys, hello, server_hello))
-        key = found[0]
     shared: bytes | None = None
-    source = SecretSource.PRE_SHARED_KEY
     if server_hello.key_share is not None:
         try:
             shared = _shared_secret(keys, hello, server_hello)
         except NoSharedSecret as why:
             group = name_of(NamedGroup, server_hello.key_share.group)
             exchange = f"ECDHE with {group}"
-            if key is not None:
+            if known is not None:
                 return _no_secrets(
                     f"{exchange}: the pre-shared key is known, but {why}, and a psk_dhe_ke session "
                     "needs both"
                 )
             return _no_secrets(no_key_reason(keys, exchange, hello.random, tried=str(why)))
         source = SecretSource.EPHEMERAL_KEY
-        if key is not None:
-            source = SecretSource.EPHEMERAL_AND_PRE_SHARED_KEY
-    elif key is None:
+        if known is not None:
+            source = _WITH_EPHEMERAL_KEY[known.source]
+    elif known is not None:
+        source = known.source
+    else:
         return _no_secrets("neither a key share nor a pre-shared key was negotiated")
+    key = None if known is None else known.key
     secret = handshake_secret(hash_name, early_secret(hash_name, key), shared)
     traffic = {
         Direction.CLIENT_TO_SERVER: derive_secret(hash_name, secret, b"c hs traffic", transcript),
@@ -215,6 +241,8 @@ def _resumption_reason(keys: KeyMaterial, hello: ClientHello, server_hello: Serv
         return "resumed with a pre-shared key: no keys were given"
     mode = "psk_ke" if server_hello.key_share is None else "psk_dhe_ke"
     reason = f"resumed with a pre-shared key ({mode}) that is not among the keys given"
+    if keys.ticket_keys:
+        reason += ", nor in a ticket that the ticket keys given open"
     if keys.key_log and hello.random not in keys.key_log:
         reason += ", and no key log line for this client_random"
     return reason

@@ -395,7 +395,7 @@ def test_a_recorded_hybrid_stays_closed_to_its_classical_keys() -> None:
     assert recovered == b""
     assert str(session.undecryptable) == (
         "ECDHE with X25519MLKEM768: the classical half is known, but the client's ML-KEM-768 key "
-        "is not"
+        "is not at hand"
     )
     session, recovered = steal(decapsulator)
     assert recovered == b""
