@@ -70,6 +70,24 @@ def _attack(  # noqa: PLR0917 - the command line names them all
         list[Path] | None,
         typer.Option(metavar="FILE", help="A stolen key log; may be given more than once."),
     ] = None,
+    ephemeral_key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PEM", help="Stolen private keys of key exchanges; both halves of a hybrid's."
+        ),
+    ] = None,
+    ticket_key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="A stolen ticket key of OpenSSL, nginx, Go or tlslite-ng."
+        ),
+    ] = None,
+    psk: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Stolen pre-shared keys, in hex, or a session OpenSSL stored."
+        ),
+    ] = None,
     plaintext: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Write what is recovered into this new or empty folder."),
@@ -87,11 +105,17 @@ def _attack(  # noqa: PLR0917 - the command line names them all
     Exit status: 0 when the captures were read, whatever opened; 2 bad input.
     """
     from interop.commands import attack  # noqa: PLC0415 - see the top of interop.cli
+    from interop.proof.stolen import StolenFiles  # noqa: PLC0415
 
     return attack.run(
         captures=captures,
-        server_keys=server_key or (),
-        key_logs=key_log or (),
+        stolen=StolenFiles(
+            server_keys=server_key or (),
+            key_logs=key_log or (),
+            ephemeral_keys=ephemeral_key or (),
+            ticket_keys=ticket_key or (),
+            pre_shared_keys=psk or (),
+        ),
         plaintext=plaintext,
         use_secrets_blocks=not ignore_secrets_blocks,
         as_json=as_json,

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 
 from interop.commands.output import complain, console, print_json
 from interop.progress import ConsoleProgress, SilentProgress
-from interop.proof.attack import AttackReport, attack_captures, load_stolen
+from interop.proof.attack import AttackReport, attack_captures
 from interop.proof.directory import whole_directory
 from interop.proof.report.terminal import print_attack
+from interop.proof.stolen import load_stolen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from interop.proof.stolen import StolenFiles
 
 __all__ = ["run"]
 
@@ -21,14 +24,13 @@ __all__ = ["run"]
 def run(
     *,
     captures: Sequence[Path],
-    server_keys: Sequence[Path],
-    key_logs: Sequence[Path],
+    stolen: StolenFiles,
     plaintext: Path | None,
     use_secrets_blocks: bool,
     as_json: bool,
 ) -> int:
     """Attack the captures, print what came of it, and return 0, whatever opened."""
-    keys, problems = load_stolen(server_keys, key_logs)
+    keys, problems = load_stolen(stolen)
     with ExitStack() as stack:
         progress = stack.enter_context(SilentProgress() if as_json else ConsoleProgress())
         progress.stage("attacking")

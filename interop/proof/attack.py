@@ -1,45 +1,26 @@
-"""`pfs attack`: the attacker on capture files, anyone's, with key files as the thief holds them."""
+"""`pfs attack`: the attacker on capture files, anyone's."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import msgspec
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from interop.capture.files import CaptureProblem, read_streams
 from interop.capture.items import SECRETS_TYPE_TLS_KEY_LOG, DecryptionSecrets
 from interop.direction import Direction
-from interop.errors import InputError
 from interop.proof.attacker import Attacker, PlaintextSink, SessionResult, discard
+from interop.proof.stolen import Problem
 from interop.wire.key_log import KeyLog
-from interop.wire.session import KeyMaterial
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from interop.wire.session import KeyMaterial
 
-__all__ = ["AttackReport", "AttackedSession", "Problem", "attack_captures", "load_stolen"]
-
-_MAX_KEY_BYTES = 1024 * 1024
-_MAX_KEY_LOG_BYTES = 1024 * 1024 * 1024
-_ServerKey: TypeAlias = (
-    rsa.RSAPrivateKey
-    | ec.EllipticCurvePrivateKey
-    | ed25519.Ed25519PrivateKey
-    | ed448.Ed448PrivateKey
-)
-
-
-class Problem(msgspec.Struct, frozen=True):
-    """Something in an input file that could not be used; the rest of it was."""
-
-    file: str
-    message: str
+__all__ = ["AttackReport", "AttackedSession", "attack_captures"]
 
 
 class AttackedSession(SessionResult, frozen=True, kw_only=True):
@@ -53,28 +34,6 @@ class AttackReport(msgspec.Struct, frozen=True):
 
     sessions: tuple[AttackedSession, ...]
     problems: tuple[Problem, ...]
-
-
-def load_stolen(
-    server_keys: Iterable[Path], key_logs: Iterable[Path]
-) -> tuple[KeyMaterial, list[Problem]]:
-    """Read what was stolen; return it with the key-log lines that could not be used.
-
-    Raises `InputError` for a file that cannot be read or holds something else altogether.
-    """
-    secrets = KeyLog()
-    problems: list[Problem] = []
-    for path in key_logs:
-        parsed = KeyLog.parse(_read(path, _MAX_KEY_LOG_BYTES))
-        problems += [
-            Problem(str(path), f"line {problem.line_number}: {problem.reason}")
-            for problem in parsed.problems
-        ]
-        if unnamed := parsed.problem_count - len(parsed.problems):
-            problems.append(Problem(str(path), f"{unnamed} more lines could not be used"))
-        secrets |= parsed
-    keys = tuple(_load_server_key(path) for path in server_keys)
-    return KeyMaterial(server_private_keys=keys, key_log=secrets), problems
 
 
 def attack_captures(
@@ -129,29 +88,3 @@ def _writer(folder: Path, name: str) -> PlaintextSink:
             file.write(data)
 
     return write
-
-
-def _load_server_key(path: Path) -> _ServerKey:
-    content = _read(path, _MAX_KEY_BYTES)
-    try:
-        key = load_pem_private_key(content, None)
-    except TypeError:
-        raise InputError(
-            f"{path}: the key is encrypted; decrypt it: openssl pkey -in {path.name} -out FILE"
-        ) from None
-    except (ValueError, UnsupportedAlgorithm):
-        raise InputError(f"{path}: not a private key in PEM") from None
-    if not isinstance(key, _ServerKey):
-        raise InputError(f"{path}: not a server's key: TLS servers have RSA, ECDSA or EdDSA keys")
-    return key
-
-
-def _read(path: Path, limit_bytes: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(limit_bytes + 1)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    if len(content) > limit_bytes:
-        raise InputError(f"{path}: larger than {limit_bytes} bytes")
-    return content

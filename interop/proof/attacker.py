@@ -4,6 +4,9 @@ One attacker serves every experiment and `pfs attack` alike, whatever was stolen
 capture it is, so that a session that stays closed stayed closed to the very code that opened its
 control.
 
+The sessions of a capture share what opening one of them tells about others: a session that resumes
+one that opened earlier in the same capture opens too (see `interop.wire.learned`).
+
 Which connections are TLS is seen from their first bytes. Where a connection's opening was not
 captured, client and server are told apart by ports only and may be the wrong way round; then the
 side that sends a ClientHello is the client. Memory is bounded by open connections: plaintext goes
@@ -20,11 +23,16 @@ import msgspec
 
 from interop.capture.streams import StreamClosed, StreamData, StreamGap
 from interop.direction import Direction
-from interop.wire.session import KeyMaterial, TLSSession
+from interop.wire.learned import LearnedSecrets
+from interop.wire.material import KeyMaterial
+from interop.wire.session import TLSSession
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from interop.capture.streams import Connection, StreamEvent
     from interop.wire.key_log import KeyLog
+    from interop.wire.material import Secret
 
 __all__ = ["Attacker", "PlaintextSink", "SessionResult", "discard"]
 
@@ -71,16 +79,25 @@ class SessionResult(msgspec.Struct, frozen=True, kw_only=True):
 class Attacker:
     """Tries one theft on all connections of a capture.
 
-    Feed it the events of `interop.capture.files.read_streams` in their order, then `finish`.
-    `connections` counts TCP connections with data, TLS or not.
+    `stolen` is one secret, or several put together in `KeyMaterial`. Feed it the events of
+    `interop.capture.files.read_streams` in their order, then `finish`; or let `attack` do both.
+    What stays closed is a result with a reason, whatever was stolen and whatever was recorded: no
+    method raises for that. `connections` counts TCP connections with data, TLS or not.
     """
 
-    def __init__(self, keys: KeyMaterial, sink: PlaintextSink = discard) -> None:
-        self._keys = keys
+    def __init__(self, stolen: KeyMaterial | Secret, sink: PlaintextSink = discard) -> None:
+        self._keys = stolen if isinstance(stolen, KeyMaterial) else KeyMaterial.of(stolen)
+        self._learned = LearnedSecrets()
         self._sink = sink
         self._targets: dict[Connection, _Target] = {}
         self._results: list[SessionResult] = []
         self.connections = 0
+
+    def attack(self, recorded: Iterable[StreamEvent]) -> list[SessionResult]:
+        """Take all events of a recording, and return the results."""
+        for event in recorded:
+            self.feed(event)
+        return self.finish()
 
     def feed(self, event: StreamEvent) -> None:
         """Take the next event of a capture."""
@@ -109,7 +126,8 @@ class Attacker:
 
     def _open(self, connection: Connection) -> _Target:
         self.connections += 1
-        target = self._targets[connection] = _Target(connection, self._keys, self._sink)
+        session = TLSSession(self._keys, learned=self._learned)
+        target = self._targets[connection] = _Target(connection, session, self._sink)
         return target
 
     def _settle(self, connection: Connection) -> None:
@@ -123,9 +141,9 @@ class _Target:
 
     __slots__ = ("_connection", "_open_directions", "_oriented", "_session", "_sink", "_swapped")
 
-    def __init__(self, connection: Connection, keys: KeyMaterial, sink: PlaintextSink) -> None:
+    def __init__(self, connection: Connection, session: TLSSession, sink: PlaintextSink) -> None:
         self._connection = connection
-        self._session = TLSSession(keys)
+        self._session = session
         self._sink = sink
         self._oriented = connection.client_known
         self._swapped = False

@@ -24,6 +24,9 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, mlkem, x448, x25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from interop.errors import DissectError
+from interop.wire import der
+from interop.wire.codec import Reader
 from interop.wire.registry import NamedGroup, name_of
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ __all__ = [
     "NoSharedSecret",
     "ffdhe_group",
     "ffdhe_prime",
+    "finite_field_private_key",
     "finite_field_shared_secret",
     "shared_secret",
     "split_public_value",
@@ -86,6 +90,10 @@ _CURVES: dict[int, type[ec.EllipticCurve]] = {
     NamedGroup.BRAINPOOLP384R1TLS13: ec.BrainpoolP384R1,
     NamedGroup.BRAINPOOLP512R1TLS13: ec.BrainpoolP512R1,
 }
+
+# In DER: dhKeyAgreement of PKCS #3, dhpublicnumber of X9.42
+_DH_OIDS = (bytes.fromhex("2a864886f70d010301"), bytes.fromhex("2a8648ce3e0201"))
+_MAX_PRIME_BITS = 16_384
 
 # RFC 7919 appendix A: bits, and the number added to make the prime safe
 _FFDHE = {
@@ -192,6 +200,29 @@ def ffdhe_group(prime: int) -> NamedGroup | None:
         if prime.bit_length() == bits and ffdhe_prime(group) == prime:
             return group
     return None
+
+
+def finite_field_private_key(data: bytes) -> FiniteFieldPrivateKey | None:
+    """Read a finite-field Diffie-Hellman key in PKCS #8 (RFC 5958); None for any other kind.
+
+    Both ways of naming the algorithm are read: PKCS #3's, and that of X9.42 (RFC 3279 section
+    2.3.3). A prime of more than 16,384 bits is none that a session uses.
+    """
+    try:
+        reader = der.open_element(Reader(memoryview(data), "private_key"), der.SEQUENCE, "key")
+        der.integer(reader, "version")
+        algorithm = der.open_element(reader, der.SEQUENCE, "algorithm")
+        if der.open_element(algorithm, der.OBJECT_IDENTIFIER, "oid").rest() not in _DH_OIDS:
+            return None
+        parameters = der.open_element(algorithm, der.SEQUENCE, "parameters")
+        prime, generator = (der.integer(parameters, name) for name in ("prime", "generator"))
+        inner = der.open_element(reader, der.OCTET_STRING, "private_key")
+        exponent = der.integer(inner, "exponent")
+    except DissectError:
+        return None
+    if prime.bit_length() > _MAX_PRIME_BITS or not prime & 1:
+        return None
+    return FiniteFieldPrivateKey(prime, generator, exponent)
 
 
 def split_public_value(group: int, public: bytes, *, from_client: bool) -> tuple[bytes, ...]:

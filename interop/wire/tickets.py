@@ -44,7 +44,7 @@ from interop.wire.registry import ProtocolVersion
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["TicketKey", "TicketState", "openssl_session"]
+__all__ = ["TICKET_KEY_LENGTHS", "TicketKey", "TicketState", "openssl_session"]
 
 _NAME_LENGTH = 16
 _BLOCK_LENGTH = 16
@@ -76,7 +76,7 @@ class TicketKey:
 
     def __post_init__(self) -> None:
         if len(self.key) not in _READERS:
-            lengths = ", ".join(map(str, sorted(_READERS)))
+            lengths = ", ".join(map(str, TICKET_KEY_LENGTHS))
             raise InputError(f"a ticket key of {len(self.key)} bytes: they have {lengths}")
 
     def open(self, ticket: bytes) -> TicketState | None:
@@ -222,3 +222,5 @@ _READERS: dict[int, tuple[Callable[[bytes, bytes], TicketState | None], ...]] = 
     ),
     80: (partial(_read_openssl, mac_key=slice(16, 48), cipher_key=slice(48, 80)),),
 }
+
+TICKET_KEY_LENGTHS = tuple(_READERS)
