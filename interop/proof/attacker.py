@@ -93,14 +93,14 @@ class Attacker:
         self._results: list[SessionResult] = []
         self.connections = 0
 
-    def attack(self, recorded: Iterable[StreamEvent]) -> list[SessionResult]:
+    def attack(self, recorded: Iterable[object]) -> list[SessionResult]:
         """Take all events of a recording, and return the results."""
         for event in recorded:
             self.feed(event)
         return self.finish()
 
-    def feed(self, event: StreamEvent) -> None:
-        """Take the next event of a capture."""
+    def feed(self, event: StreamEvent | object) -> None:
+        """Take the next event of a capture; what is not of a stream is passed over."""
         match event:
             case StreamData(connection=connection, direction=direction, data=data):
                 target = self._targets.get(connection) or self._open(connection)
