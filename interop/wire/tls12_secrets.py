@@ -285,6 +285,8 @@ def _of_ephemeral_key(
         label = f"{label} with {name_of(NamedGroup, value.group)}"
         return shared_secret(keys.ephemeral_keys, value.group, client, value.public)
     except NoSharedSecret as why:
+        if suite.key_exchange in _WITH_PSK:
+            raise NoMainSecret(f"{label}: the pre-shared key is one half, and {why}") from None
         random = handshake.messages[_CLIENT][0][_RANDOM]
         raise NoMainSecret(no_key_reason(keys, label, random, tried=str(why))) from None
 

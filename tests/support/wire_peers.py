@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 with warnings.catch_warnings():  # it imports asyncore, which Python is giving up
     warnings.simplefilter("ignore", DeprecationWarning)
+    from tlslite import handshakesettings
     from tlslite.api import (
         X509,
         HandshakeSettings,
@@ -277,11 +278,11 @@ def converse(client: Options, server: Options | None = None, size: int = 70_000)
     return recording
 
 
-def resumed(version: int, options: int) -> tuple[Recording, Recording]:
+def resumed(version: int, options: int, suites: str | None = None) -> tuple[Recording, Recording]:
     first, second = Recording(), Recording()
     lines: list[bytes] = []
-    client = context(Options(version=version, options=options), lines, server=False)
-    server = context(Options(version=version, options=options), lines, server=True)
+    client = context(Options(version=version, options=options, suites=suites), lines, server=False)
+    server = context(Options(version=version, options=options, suites=suites), lines, server=True)
     pair = Pair(client, server, first)
     pair.handshake()
     pair.send(SERVER, b"first")
@@ -335,6 +336,12 @@ def _pem(key: PrivateKey) -> str:
     return encoded.decode()
 
 
+# It knows these names only with the library that it wants for ML-KEM; see CryptographyKEM.
+for _name in ("x25519mlkem768", "secp256r1mlkem768", "secp384r1mlkem1024"):
+    if _name not in handshakesettings.ALL_CURVE_NAMES:
+        handshakesettings.ALL_CURVE_NAMES.append(_name)
+
+
 class CryptographyKEM:
     """tlslite-ng's hybrid key exchange of a client, on cryptography's ML-KEM and ECDH.
 
@@ -385,6 +392,9 @@ class CryptographyKEM:
 
 
 _CURVES = {
+    NamedGroup.SECP192R1: ec.SECP192R1(),
+    NamedGroup.SECP224R1: ec.SECP224R1(),
+    NamedGroup.BRAINPOOLP384R1: ec.BrainpoolP384R1(),
     NamedGroup.SECP256R1: ec.SECP256R1(),
     NamedGroup.SECP384R1: ec.SECP384R1(),
     NamedGroup.SECP521R1: ec.SECP521R1(),
@@ -532,18 +542,11 @@ class TLSLitePair:
 
     @property
     def server_ephemeral_key(self) -> EphemeralPrivateKey:
-        exchange = self.exchanges[-1]
+        """The key of the last TLS 1.2 handshake's exchange."""
+        exchange: Any = self.exchanges[-1]
         if (exponent := getattr(exchange, "dh_Xs", None)) is not None:
-            return FiniteFieldPrivateKey(
-                exchange.dh_p,  # type: ignore[attr-defined]
-                exchange.dh_g,  # type: ignore[attr-defined]
-                exponent,
-            )
-        private = exchange.ecdhXs  # type: ignore[attr-defined]
-        if hasattr(private, "privkey"):
-            number = private.privkey.secret_multiplier
-            return ec.derive_private_key(number, ec.SECP256R1())
-        return x25519.X25519PrivateKey.from_private_bytes(bytes(private))
+            return FiniteFieldPrivateKey(exchange.dh_p, exchange.dh_g, exponent)
+        return ephemeral_keys(exchange.group_id, exchange.ecdhXs)[0]
 
 
 class LiteToOpenSSL:

@@ -77,6 +77,10 @@ GROUPS = {
     b"P-521": NamedGroup.SECP521R1,
     b"X448": NamedGroup.X448,
     b"ffdhe2048": NamedGroup.FFDHE2048,
+    b"brainpoolP256r1tls13": NamedGroup.BRAINPOOLP256R1TLS13,
+    b"MLKEM512": NamedGroup.MLKEM512,
+    b"MLKEM768": NamedGroup.MLKEM768,
+    b"MLKEM1024": NamedGroup.MLKEM1024,
     b"X25519MLKEM768": NamedGroup.X25519MLKEM768,
     b"SecP256r1MLKEM768": NamedGroup.SECP256R1MLKEM768,
     b"SecP384r1MLKEM1024": NamedGroup.SECP384R1MLKEM1024,
@@ -384,7 +388,15 @@ def test_what_must_wait_is_bounded() -> None:
 @pytest.mark.parametrize("extended", [True, False])
 @pytest.mark.parametrize(
     ("exchange", "curve"),
-    [("ecdhe_rsa", "x25519"), ("ecdhe_rsa", "secp256r1"), ("dhe_rsa", "x25519")],
+    [
+        ("ecdhe_rsa", "x25519"),
+        ("ecdhe_rsa", "secp256r1"),
+        ("ecdhe_rsa", "secp224r1"),
+        ("ecdhe_rsa", "secp192r1"),
+        ("ecdhe_rsa", "x448"),
+        ("ecdhe_rsa", "brainpoolP384r1"),
+        ("dhe_rsa", "x25519"),
+    ],
 )
 def test_tls12_opens_by_the_servers_ephemeral_key(
     exchange: str,

@@ -616,6 +616,26 @@ def test_a_hybrid_needs_both_halves(group: NamedGroup) -> None:
     assert len(parts) == 2
 
 
+@pytest.mark.parametrize(
+    ("group", "kind"),
+    [
+        (NamedGroup.MLKEM768, mlkem.MLKEM768PrivateKey),
+        (NamedGroup.MLKEM1024, mlkem.MLKEM1024PrivateKey),
+    ],
+)
+def test_ml_kem_alone_opens_by_the_clients_key(
+    group: NamedGroup, kind: type[mlkem.MLKEM768PrivateKey | mlkem.MLKEM1024PrivateKey]
+) -> None:
+    key = kind.generate()
+    secret, sealed = key.public_key().encapsulate()
+    client = key.public_key().public_bytes_raw()
+    assert shared_secret(EphemeralKeys([key]), group, client, sealed) == secret
+    with pytest.raises(NoSharedSecret, match=r"client's ML-KEM-\d+ key is not"):
+        shared_secret(EphemeralKeys([kind.generate()]), group, client, sealed)
+    with pytest.raises(NoSharedSecret, match="ciphertext is not a valid one"):
+        shared_secret(EphemeralKeys([key]), group, client, sealed[:-1])
+
+
 def test_invalid_points_are_a_reason_and_not_an_error() -> None:
     key = x25519.X25519PrivateKey.generate()
     public = key.public_key().public_bytes_raw()
