@@ -34,9 +34,16 @@ __all__ = ["run_gnutls_echo", "run_gnutls_http"]
 
 @contextlib.contextmanager
 def run_gnutls_http(
-    options: ServerOptions, body: bytes, *, program: Program | None = None
+    options: ServerOptions,
+    body: bytes,
+    *,
+    pre_shared_keys: Path | None = None,
+    program: Program | None = None,
 ) -> Iterator[RunningServer]:
     """Answer every GET with `body` (at most 64 MiB) with ``gnutls-serv --http`` in this block.
+
+    With `pre_shared_keys`, a file of lines ``identity:hex``, it takes clients that have one of
+    them, and no key exchange beside it: psk_ke in TLS 1.3. Only experiments ask for that.
 
     Raises PeerUnavailable, InputError, or PeerFailed with its last words if it does not start.
     """
@@ -45,7 +52,10 @@ def run_gnutls_http(
     with tempfile.TemporaryDirectory(prefix="pfs-peer-") as folder:
         data = Path(folder, "body")
         data.write_bytes(body)
-        with _run(options, ["--http", "--httpdata", str(data)], program) as server:
+        mode = ["--http", "--httpdata", str(data)]
+        if pre_shared_keys is not None:
+            mode += ["--pskpasswd", str(absolute_file(pre_shared_keys, "pre-shared keys"))]
+        with _run(options, mode, program) as server:
             yield server
 
 
@@ -69,6 +79,8 @@ def _run(
     chain = absolute_file(options.credential.certificate_chain, "certificate chain")
     key = absolute_file(options.credential.private_key, "private key")
     priority = gnutls_priority(options.versions, groups=options.groups, suites=options.suites)
+    if "--pskpasswd" in mode:
+        priority += ":-KX-ALL:+PSK"
     arguments = [
         "--quiet",
         *("--port", "0"),

@@ -73,6 +73,7 @@ SUITES: Final[dict[str, Suite]] = {
         Suite(
             "TLS_CHACHA20_POLY1305_SHA256", "TLS_CHACHA20_POLY1305_SHA256", "", "CHACHA20-POLY1305"
         ),
+        Suite("TLS_AES_128_CCM_SHA256", "TLS_AES_128_CCM_SHA256", "", "AES-128-CCM"),
         Suite(
             "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
             "ECDHE-ECDSA-AES128-GCM-SHA256",
@@ -122,9 +123,17 @@ SUITES: Final[dict[str, Suite]] = {
             "DHE-RSA",
             "AES-128-GCM",
         ),
+        Suite(
+            "TLS_DHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+            "DHE-RSA-CHACHA20-POLY1305",
+            "DHE-RSA",
+            "CHACHA20-POLY1305",
+        ),
         Suite(STATIC_RSA_SUITE, "AES128-GCM-SHA256", "RSA", "AES-128-GCM"),
         Suite("TLS_RSA_WITH_AES_256_GCM_SHA384", "AES256-GCM-SHA384", "RSA", "AES-256-GCM"),
+        Suite("TLS_RSA_WITH_AES_256_CCM_8", "AES256-CCM8", "RSA", "AES-256-CCM-8"),
         Suite("TLS_RSA_WITH_AES_128_CBC_SHA", "AES128-SHA", "RSA", "AES-128-CBC", "SHA1"),
+        Suite("TLS_RSA_WITH_AES_256_CBC_SHA256", "AES256-SHA256", "RSA", "AES-256-CBC", "SHA256"),
     )
 }
 

@@ -27,7 +27,7 @@ from interop.peers.processes import ChildProcess
 from interop.peers.programs import Program, find_program
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["NginxServer", "run_nginx"]
 
@@ -82,13 +82,15 @@ def run_nginx(
     store_uploads: bool = True,
     connections: int = _CONNECTIONS,
     access_log: Path | None = None,
+    ticket_key: Path | None = None,
     early_data: bool = False,
     program: Program | None = None,
 ) -> Iterator[NginxServer]:
     """Serve the files of `folder` (else of a private one) and take PUT requests in this block.
 
     `connections` is how many may be open at once. With `access_log` it writes a line there for each
-    request it has answered. `early_data` takes 0-RTT data, which anyone can replay: a control.
+    request it has answered. With `ticket_key`, a file of 48 or 80 bytes, its tickets are under that
+    key, and `early_data` takes 0-RTT data, which anyone can replay: both are controls.
     `store_uploads` needs nginx's dav module: without the module, PeerUnavailable. Raises
     PeerUnavailable too if a key log is asked for, InputError for what cannot be configured, and
     PeerFailed with nginx's last words if it does not start.
@@ -111,7 +113,7 @@ def run_nginx(
             store_uploads=store_uploads,
             connections=connections,
             access_log=access_log,
-            early_data=early_data,
+            weaknesses=_weaknesses(ticket_key, early_data=early_data),
         )
         configuration.write_text(text, "utf-8")
         with ChildProcess(
@@ -144,6 +146,14 @@ def _listener() -> Iterator[socket.socket]:
         yield listener
 
 
+def _weaknesses(ticket_key: Path | None, *, early_data: bool) -> list[str]:
+    directives = ["ssl_early_data on;"] if early_data else []
+    if ticket_key is not None:
+        key = _quoted(absolute_file(ticket_key, "ticket key"))
+        directives.append(f"ssl_session_ticket_key {key};")
+    return directives
+
+
 def _configuration(
     program: Program,
     options: ServerOptions,
@@ -153,9 +163,9 @@ def _configuration(
     store_uploads: bool,
     connections: int,
     access_log: Path | None,
-    early_data: bool,
+    weaknesses: Sequence[str],
 ) -> str:
-    choices = ["ssl_early_data on;"] if early_data else []
+    choices = list(weaknesses)
     if options.groups is not None:
         choices.append(f"ssl_ecdh_curve {openssl_groups(program, options.groups)};")
     if options.client_ca_file is not None:

@@ -65,7 +65,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "PSK_IDENTITY",
     "AnsweringServer",
+    "SClientOptions",
     "exchange_with_s_client",
     "fetch_with_s_client",
     "run_s_server_answering",
@@ -73,8 +75,24 @@ __all__ = [
     "send_with_s_client",
 ]
 
+
+class SClientOptions(ClientOptions, total=False):
+    """What ``s_client`` can be asked beyond the other clients.
+
+    `session_out` is where it stores the session for later, keys and all; `session_in` one that it
+    resumes. `early_data` is a file that it sends as 0-RTT data of a resumed session, before the
+    request. `pre_shared_key` is one that the server has under the identity "client".
+    """
+
+    session_in: Path | None
+    session_out: Path | None
+    early_data: Path | None
+    pre_shared_key: bytes | None
+
+
 # s_server reads its input in pieces of its own; one this short it reads, and sends, at once.
 _MAXIMUM_ANSWER_BYTES: Final = 4096
+PSK_IDENTITY: Final = "client"
 _MAXIMUM_CHAIN_DEPTH: Final = 5
 _RESPONSE_LIMIT_BYTES: Final = MAXIMUM_PAYLOAD_BYTES + (1 << 16)
 _VERSIONS: Final[tuple[TLSVersion, ...]] = ("1.0", "1.1", "1.2", "1.3")
@@ -86,7 +104,7 @@ def send_with_s_client(
     *,
     target: str = "/upload",
     program: Program | None = None,
-    **options: Unpack[ClientOptions],
+    **options: Unpack[SClientOptions],
 ) -> ClientResult:
     """Send `payload` (at most 64 MiB) as a PUT with ``openssl s_client`` and take the response.
 
@@ -106,7 +124,7 @@ def fetch_with_s_client(
     target: str,
     *,
     program: Program | None = None,
-    **options: Unpack[ClientOptions],
+    **options: Unpack[SClientOptions],
 ) -> ClientResult:
     """GET `target` with ``openssl s_client``; otherwise as `send_with_s_client`."""
     head = request_head("GET", target, options["server_name"], 0)
@@ -115,7 +133,7 @@ def fetch_with_s_client(
 
 
 def _run_client(
-    program: Program | None, address: Address, options: ClientOptions, request: IO[bytes]
+    program: Program | None, address: Address, options: SClientOptions, request: IO[bytes]
 ) -> ClientResult:
     program = program or find_program("openssl")
     with _client_arguments(program, address, options) as arguments:
@@ -135,7 +153,7 @@ def exchange_with_s_client(
     *,
     response_bytes: int,
     program: Program | None = None,
-    **options: Unpack[ClientOptions],
+    **options: Unpack[SClientOptions],
 ) -> ClientResult:
     """Send `payload` as it is, wait for `response_bytes` in return, and close properly.
 
@@ -165,7 +183,7 @@ def exchange_with_s_client(
 
 @contextlib.contextmanager
 def _client_arguments(
-    program: Program, address: Address, options: ClientOptions
+    program: Program, address: Address, options: SClientOptions
 ) -> Iterator[list[str]]:
     server_name = check_server_name(options["server_name"])
     name_options = (
@@ -194,7 +212,21 @@ def _client_arguments(
             ),
             *credential_options,
             *_key_log_arguments(key_log),
+            *_resumption_arguments(options),
         ]
+
+
+def _resumption_arguments(options: SClientOptions) -> list[str]:
+    arguments = []
+    if (stored := options.get("session_out")) is not None:
+        arguments += ["-sess_out", str(stored.absolute())]
+    if (shown := options.get("session_in")) is not None:
+        arguments += ["-sess_in", str(absolute_file(shown, "stored session"))]
+    if (early := options.get("early_data")) is not None:
+        arguments += ["-early_data", str(absolute_file(early, "early data"))]
+    if (key := options.get("pre_shared_key")) is not None:
+        arguments += ["-psk_identity", PSK_IDENTITY, "-psk", key.hex(), "-allow_no_dhe_kex"]
+    return arguments
 
 
 @contextlib.contextmanager
