@@ -48,6 +48,13 @@ CASES = [
     Case(
         "openssl", "1.2", ("TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",), "x25519", forward_secret=True
     ),
+    Case("openssl", "1.3", ("TLS_AES_128_CCM_SHA256",), "x448", forward_secret=True),
+    Case("openssl", "1.3", ("TLS_AES_256_GCM_SHA384",), "ffdhe3072", forward_secret=True),
+    Case(
+        "openssl", "1.2", ("TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA",), "secp521r1", forward_secret=True
+    ),
+    Case("openssl", "1.2", ("TLS_RSA_WITH_AES_256_CBC_SHA256",), None, forward_secret=False),
+    Case("openssl", "1.2", ("TLS_RSA_WITH_AES_256_CCM_8",), None, forward_secret=False),
     Case("openssl", "1.2", STATIC_RSA, None, forward_secret=False),
     Case("nginx", "1.3", None, "secp256r1", forward_secret=True),
     Case(
@@ -66,6 +73,15 @@ CASES = [
         "secp256r1",
         forward_secret=True,
     ),
+    Case("gnutls-serv", "1.3", ("TLS_AES_128_CCM_SHA256",), "ffdhe2048", forward_secret=True),
+    Case(
+        "gnutls-serv",
+        "1.2",
+        ("TLS_DHE_RSA_WITH_CHACHA20_POLY1305_SHA256",),
+        "ffdhe2048",
+        forward_secret=True,
+    ),
+    Case("gnutls-serv", "1.2", ("TLS_RSA_WITH_AES_128_CBC_SHA",), None, forward_secret=False),
     Case("gnutls-serv", "1.2", STATIC_RSA, None, forward_secret=False),
 ]
 
