@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import transport
 from certs.authority import CertificateAuthority
@@ -58,6 +60,11 @@ def desk(proof: Proof, tmp_path: Path) -> Path:
     shutil.copyfile(proof.directory / "captures/tls13-x25519.pcapng", tmp_path / "capture.pcapng")
     shutil.copyfile(proof.directory / "stolen/server.key.pem", tmp_path / "server.key")
     shutil.copyfile(proof.directory / "stolen/tls13-x25519.keylog", tmp_path / "keys.log")
+    key = X25519PrivateKey.generate()
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "ephemeral.pem").write_bytes(pem)
+    (tmp_path / "ticket.key").write_bytes(bytes(80))
+    (tmp_path / "psk.txt").write_text(bytes(32).hex())
     return tmp_path
 
 

@@ -2,7 +2,8 @@
 
 A ticket is a server's memory of a session, handed to the client under a key of the server's own
 (RFC 5077 section 4, RFC 9846 section 4.6.1). Its form is nobody's business but the server's, so
-each stack has its own; those of five are read here. `docs/formats.md` states them to the byte.
+each stack has its own; those of OpenSSL and the servers upon it, of Go and of tlslite-ng are read.
+`docs/attack.md` states them to the byte.
 
 A `TicketKey` is the file as a server's operator keeps it, and its length says which stacks it may
 be of. Where several share a length, all are tried: each authenticates its tickets, so at most one
@@ -69,7 +70,7 @@ class TicketKey:
     """A stolen ticket key, as its server stores it.
 
     16, 32, 48 or 80 bytes; raises `InputError` for any other length. The layouts are in
-    `docs/formats.md`.
+    `docs/attack.md`.
     """
 
     key: bytes
@@ -220,7 +221,10 @@ _READERS: dict[int, tuple[Callable[[bytes, bytes], TicketState | None], ...]] = 
         partial(_read_openssl, cipher_key=slice(16, 32), mac_key=slice(32, 48)),
         partial(_read_openssl, mac_key=slice(16, 32), cipher_key=slice(32, 48)),
     ),
-    80: (partial(_read_openssl, mac_key=slice(16, 48), cipher_key=slice(48, 80)),),
+    80: (
+        partial(_read_openssl, mac_key=slice(16, 48), cipher_key=slice(48, 80)),
+        partial(_read_openssl, cipher_key=slice(16, 48), mac_key=slice(48, 80)),
+    ),
 }
 
 TICKET_KEY_LENGTHS = tuple(_READERS)

@@ -92,6 +92,11 @@ def test_nginx_and_its_ticket_key(
         assert not second["opened"]
         assert "the pre-shared key is known" in second["reason"]
         assert "psk_dhe_ke session needs both" in second["reason"]
+    name, half = key.read_bytes()[:16], (length - 16) // 2
+    swapped = tmp_path / "swapped"  # the order of Apache, with 48 bytes, and HAProxy, with 80
+    swapped.write_bytes(name + key.read_bytes()[16 + half :] + key.read_bytes()[16 : 16 + half])
+    again = attack(pfs, tmp_path, capture, "--ticket-key", swapped)
+    assert [session["opened"] for session in again] == [first["opened"], second["opened"]]
     for session in attack(pfs, tmp_path, capture, "--ticket-key", wrong):
         assert (session["client"], session["server"]) == (b"", b"")
         assert "the pre-shared key is known" not in session["reason"]

@@ -29,6 +29,9 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 from OpenSSL import SSL
 
+from interop.capture.streams import Endpoint
+from interop.capture.synthesis import Conversation
+from interop.capture.writer import PcapngWriter
 from interop.wire.groups import EphemeralPrivateKey, FiniteFieldPrivateKey, ffdhe_prime
 from interop.wire.key_log import KeyLog
 from interop.wire.registry import NamedGroup
@@ -36,6 +39,7 @@ from interop.wire.session import Direction, KeyMaterial, TLSSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from interop.wire.learned import LearnedSecrets
 
@@ -116,6 +120,22 @@ def in_crumbs(recording: Recording) -> Iterator[tuple[Direction, bytes]]:
 
 
 CHUNKINGS = (whole, one_after_the_other, server_first, in_crumbs)
+
+
+def write_capture(path: Path, *recordings: Recording) -> Path:
+    """Write recordings as a capture, each as a TCP connection, one after the other."""
+    writer = PcapngWriter()
+    packets = []
+    for number, recording in enumerate(recordings):
+        ends = Endpoint("127.0.0.1", 40_000 + number), Endpoint("127.0.0.1", 443)
+        conversation = Conversation(*ends, initial_sequences=(1000, 2000))
+        packets += conversation.request() + conversation.accept()
+        for direction, data in recording.wire:
+            packets += conversation.data(direction, data)
+        packets += conversation.finish(CLIENT) + conversation.finish(SERVER)
+    blocks = [writer.packet(at, packet) for at, packet in enumerate(packets)]
+    path.write_bytes(writer.start() + b"".join(blocks))
+    return path
 
 
 def decrypt(

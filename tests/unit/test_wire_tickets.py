@@ -173,10 +173,12 @@ def test_openssl_tickets_of_its_own_80_byte_keys(version: ssl.TLSVersion, tmp_pa
     first, stored = openssl_session(server, version, None)
     second, _ = openssl_session(server, version, stored)
     stolen = KeyMaterial.of(TicketKey(key))
-    wrong = KeyMaterial.of(TicketKey(key[:16] + key[48:] + key[16:48]))  # the keys changed over
+    haproxy = KeyMaterial.of(TicketKey(key[:16] + key[48:] + key[16:48]))  # its order of the fields
+    wrong = KeyMaterial.of(TicketKey(key[:48] + key[48:][::-1]))
     if version == ssl.TLSVersion.TLSv1_2:
         assert_opened(first, stolen, "ticket key")
         assert_opened(second, stolen, "ticket key")
+        assert_opened(second, haproxy, "ticket key")
         assert_closed(second, wrong, "no ticket key given opens the ticket")
     else:  # OpenSSL resumes with psk_dhe_ke
         assert_closed(first, stolen, "no ticket that holds its secret opens")
