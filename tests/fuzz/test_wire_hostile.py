@@ -5,6 +5,7 @@ Each property runs a little in the plain tests and long under ``-m fuzz``.
 
 from __future__ import annotations
 
+import hmac
 import random
 import time
 import tomllib
@@ -14,18 +15,25 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa, x25519
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.aead import AESCCM, AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CBC
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from interop.capture.files import read_streams
+from interop.capture.streams import StreamData
 from interop.errors import DissectError
 from interop.wire import handshake as hs
 from interop.wire.key_log import KeyLog
 from interop.wire.key_schedule import next_traffic_secret, traffic_keys
-from interop.wire.prf import key_block
+from interop.wire.learned import LearnedSecrets
+from interop.wire.prf import KeyBlock, key_block
 from interop.wire.registry import HandshakeType
 from interop.wire.session import Direction, KeyMaterial, TLSSession
 from interop.wire.suites import KeyExchange
+from interop.wire.tickets import TICKET_KEY_LENGTHS, TicketKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +43,9 @@ VECTORS = Path(__file__).parents[1] / "vectors" / "rfc8448"
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 LONG = settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+Pieces = list[tuple[Direction, bytes]]
 
 
 class Recorded(NamedTuple):
@@ -125,21 +136,68 @@ def client_hello_of(numbers: random.Random, suite: bytes) -> bytes:
     return b"\x01" + len(body).to_bytes(3, "big") + body
 
 
-def server_hello_of(numbers: random.Random, suite: bytes, *, tls13: bool) -> bytes:
-    extensions = b"\0\x2b\0\x02\x03\x04\0\x33\0\x24\0\x1d\0\x20" + numbers.randbytes(32)
-    if not tls13:
-        extensions = b""
+def server_hello_of(
+    numbers: random.Random, suite: bytes, *, tls13: bool, extensions: bytes = b""
+) -> bytes:
+    share = numbers.randbytes(32)
+    if tls13:
+        extensions = b"\0\x2b\0\x02\x03\x04\0\x33\0\x24\0\x1d\0\x20" + share
     body = b"\x03\x03" + numbers.randbytes(32) + b"\0" + suite + b"\0"
     body += len(extensions).to_bytes(2, "big") + extensions
     return b"\x02" + len(body).to_bytes(3, "big") + body
 
 
-def long_tls12() -> Recorded:
-    """A TLS 1.2 session with ECDHE and GCM, opened by its main secret."""
+def seal12(mode: str, keys: KeyBlock, way: Direction, contents: list[tuple[int, bytes]]) -> Pieces:
+    """Protect records as a TLS 1.2 peer does, in one of the ways that there are."""
+    is_client = way is CLIENT
+    mac_key = keys.client_mac_key if is_client else keys.server_mac_key
+    key = keys.client_key if is_client else keys.server_key
+    iv = keys.client_iv if is_client else keys.server_iv
+    numbers, pieces = random.Random(mode), []
+    for sequence, (kind, sent) in enumerate(contents):
+        content = sent
+        header = sequence.to_bytes(8, "big") + bytes((kind, 3, 3))
+        additional = header + len(content).to_bytes(2, "big")
+        explicit = numbers.randbytes(16 if mode.startswith("CBC") else 8)
+        if mode == "GCM":
+            fragment = explicit + AESGCM(key).encrypt(iv + explicit, content, additional)
+        elif mode == "CCM_8":
+            sealed = AESCCM(key, tag_length=8).encrypt(iv + explicit, content, additional)
+            fragment = explicit + sealed
+        elif mode == "CHACHA20":
+            nonce = (int.from_bytes(iv, "big") ^ sequence).to_bytes(12, "big")
+            fragment = ChaCha20Poly1305(key).encrypt(nonce, content, additional)
+        else:
+            inside = mode == "CBC, MAC inside"
+            if inside:
+                content += hmac.digest(mac_key, additional + content, "sha1")
+            padding = 15 - len(content) % 16
+            encryptor = Cipher(AES(key), CBC(explicit)).encryptor()
+            fragment = explicit + encryptor.update(content + bytes((padding,)) * (padding + 1))
+            if not inside:
+                additional = header + len(fragment).to_bytes(2, "big")
+                fragment += hmac.digest(mac_key, additional + fragment, "sha1")
+        pieces.append((way, as_record(kind, fragment)))
+    return pieces
+
+
+# Suite, and lengths of MAC key, key and IV
+TLS12_MODES = {
+    "GCM": (b"\xc0\x2f", 0, 16, 4),
+    "CCM_8": (b"\xc0\xae", 0, 16, 4),
+    "CHACHA20": (b"\xcc\xa8", 0, 32, 12),
+    "CBC, MAC inside": (b"\xc0\x13", 20, 16, 0),
+    "CBC, MAC outside": (b"\xc0\x13", 20, 16, 0),
+}
+
+
+def long_tls12(mode: str = "GCM") -> Recorded:
+    """A TLS 1.2 session with ECDHE, opened by its main secret."""
     numbers = random.Random(5246)
-    suite = b"\xc0\x2f"
+    suite, mac_key_length, key_length, iv_length = TLS12_MODES[mode]
     hello = as_record(22, client_hello_of(numbers, suite))
-    answer = server_hello_of(numbers, suite, tls13=False)
+    extensions = b"\0\x16\0\0" if mode == "CBC, MAC outside" else b""
+    answer = server_hello_of(numbers, suite, tls13=False, extensions=extensions)
     exchange = b"\x03\0\x1d\x20" + numbers.randbytes(32) + b"\x08\x04\0\x04abcd"
     exchange = b"\x0c" + len(exchange).to_bytes(3, "big") + exchange
     server = as_record(22, answer + exchange + b"\x0e\0\0\0")
@@ -150,37 +208,50 @@ def long_tls12() -> Recorded:
         main,
         hello[11:43],
         answer[6:38],
-        mac_key_length=0,
-        key_length=16,
-        iv_length=4,
+        mac_key_length=mac_key_length,
+        key_length=key_length,
+        iv_length=iv_length,
     )
     change = b"\x14\x03\x03\0\x01\x01"
-    flights, truth = {}, {}
-    for way, key, iv in (
-        (CLIENT, block.client_key, block.client_iv),
-        (SERVER, block.server_key, block.server_iv),
-    ):
+    pieces, truth = [(CLIENT, hello), (SERVER, server), (CLIENT, client)], {}
+    for way in (CLIENT, SERVER):
         chunks = [numbers.randbytes(numbers.randrange(0, 400)) for _ in range(12)]
         contents = [(22, b"\x14\0\0\x0c" + bytes(12)), *((23, c) for c in chunks), (21, b"\1\0")]
-        records = [change]
-        for sequence, (kind, content) in enumerate(contents):
-            explicit = numbers.randbytes(8)
-            header = sequence.to_bytes(8, "big") + bytes((kind, 3, 3))
-            header += len(content).to_bytes(2, "big")
-            sealed = AESGCM(key).encrypt(iv + explicit, content, header)
-            records.append(as_record(kind, explicit + sealed))
-        flights[way] = records
+        pieces += [(way, change), *seal12(mode, block, way, contents)]
         truth[way] = b"".join(chunks)
-    pieces = [(CLIENT, hello), (SERVER, server), (CLIENT, client)]
-    pieces += [(way, piece) for way in (CLIENT, SERVER) for piece in flights[way]]
     return Recorded(
         tuple(pieces), KeyMaterial(key_log=KeyLog({hello[11:43]: {"CLIENT_RANDOM": main}})), truth
     )
 
 
+GO_TICKET_KEY = TicketKey((VECTORS.parent / "go-tickets" / "ticket-key.bin").read_bytes())
+
+
+@cache
+def go_sessions() -> tuple[Recorded, Recorded]:
+    """A session of a Go server that issued a ticket, and the one that resumed it."""
+    pieces: dict[int, Pieces] = {0: [], 1: []}
+    for event in read_streams(VECTORS.parent / "go-tickets" / "go-1.19-tls12.pcapng"):
+        if isinstance(event, StreamData):
+            pieces[event.connection.index].append((event.direction, bytes(event.data)))
+    first, second = (
+        Recorded(
+            tuple(pieces[number]),
+            KeyMaterial.of(GO_TICKET_KEY),
+            {
+                CLIENT: b"go asks, number %d" % number,
+                SERVER: b'go answers "go asks, number %d"' % number,
+            },
+        )
+        for number in range(2)
+    )
+    return first, second
+
+
 @cache
 def corpus() -> tuple[Recorded, ...]:
-    return (rfc8448(3), rfc8448(4), rfc8448(6), rfc8448(7), long_tls13(), long_tls12())
+    rfc = (rfc8448(section) for section in (3, 4, 6, 7))
+    return (*rfc, long_tls13(), *map(long_tls12, TLS12_MODES), *go_sessions())
 
 
 def run(session: TLSSession, pieces: list[tuple[Direction, bytes]]) -> dict[Direction, bytes]:
@@ -208,8 +279,6 @@ def test_the_corpus_opens_untouched() -> None:
 
 
 # Mutations: each takes a session's pieces and gives others.
-
-Pieces = list[tuple[Direction, bytes]]
 
 
 def flip(data: st.DataObject, pieces: Pieces) -> Pieces:
@@ -324,6 +393,33 @@ def test_mutated_sessions_give_true_plaintext_or_none_at_length(data: st.DataObj
     check_mutated(data)
 
 
+@given(st.data())
+@QUICK
+def test_what_a_damaged_session_taught_opens_no_other_wrongly(data: st.DataObject) -> None:
+    """The original is damaged, the session that resumes it is genuine."""
+    first, second = go_sessions()
+    secret = main_secret_of(first.pieces)
+    log = KeyLog({first.pieces[0][1][11:43]: {"CLIENT_RANDOM": secret}})
+    keys, learned = KeyMaterial(key_log=log), LearnedSecrets()
+    pieces = list(first.pieces)
+    mutations = data.draw(st.integers(0, 2))
+    for _ in range(mutations):
+        pieces = data.draw(st.sampled_from(MUTATIONS))(data, pieces)
+    run(TLSSession(keys, learned=learned), pieces)
+    session = TLSSession(keys, learned=learned)
+    recovered = run(session, list(second.pieces))
+    assert recovered in ({CLIENT: b"", SERVER: b""}, second.truth)
+    assert session.opened is (recovered == second.truth)
+    assert mutations or session.opened_by == "earlier session"
+
+
+def main_secret_of(pieces: tuple[tuple[Direction, bytes], ...]) -> bytes:
+    """The main secret in the ticket that a session issues, found as a thief of its key finds it."""
+    session = TLSSession(KeyMaterial.of(GO_TICKET_KEY))
+    run(session, list(pieces))
+    return session.secrets["main_secret"]
+
+
 # Bytes of no session at all
 
 RECORDS = st.builds(as_record, st.sampled_from([20, 21, 22, 23, 24]), st.binary(max_size=200))
@@ -343,6 +439,7 @@ def keys_of_every_kind() -> KeyMaterial:
         key_log=corpus()[4].keys.key_log | corpus()[5].keys.key_log,
         ephemeral_private_keys=corpus()[0].keys.ephemeral_private_keys,
         pre_shared_keys=(bytes(32), bytes(48)),
+        ticket_keys=(GO_TICKET_KEY, *(TicketKey(bytes(length)) for length in TICKET_KEY_LENGTHS)),
     )
 
 
@@ -358,7 +455,7 @@ def check_arbitrary(pieces: Pieces, start: int) -> None:
     assert_sane(session)
 
 
-@given(STREAMS, st.integers(0, 7))
+@given(STREAMS, st.integers(0, 12))
 @QUICK
 def test_arbitrary_bytes_give_a_result(pieces: Pieces, start: int) -> None:
     check_arbitrary(pieces, start)
@@ -366,7 +463,7 @@ def test_arbitrary_bytes_give_a_result(pieces: Pieces, start: int) -> None:
 
 @pytest.mark.fuzz
 @pytest.mark.slow
-@given(STREAMS, st.integers(0, 7))
+@given(STREAMS, st.integers(0, 12))
 @LONG
 def test_arbitrary_bytes_give_a_result_at_length(pieces: Pieces, start: int) -> None:
     check_arbitrary(pieces, start)
