@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
+    from interop.wire.material import Secret
+
 __all__ = ["Attempt", "attack_recording", "evaluate", "observe_session", "read_key_log"]
 
 # The request head comes on top of the payload; nothing recovered is larger than what was sent.
@@ -54,8 +56,8 @@ class Attempt:
     payload: bytes
 
 
-def attack_recording(directory: Path, session: str, keys: KeyMaterial) -> Attempt:
-    """Try `keys` on one session's capture.
+def attack_recording(directory: Path, session: str, stolen: KeyMaterial | Secret) -> Attempt:
+    """Try what was stolen on one session's capture.
 
     Raises `InputError` for a capture that is damaged, or does not hold exactly one TLS session.
     """
@@ -68,7 +70,7 @@ def attack_recording(directory: Path, session: str, keys: KeyMaterial) -> Attemp
             if len(stream) > _MAX_STREAM_BYTES:
                 raise InputError(f"{path}: more application data than any payload has")
 
-    attacker = Attacker(keys, collect)
+    attacker = Attacker(stolen, collect)
     for event in read_streams(path):
         if isinstance(event, CaptureProblem):
             raise InputError(f"{path}: {event.message}")

@@ -169,6 +169,18 @@ def test_ephemeral_keys_of_all_kinds_are_read(tmp_path: Path) -> None:
     assert problems == []
 
 
+def test_a_key_behind_its_parameters_is_read(tmp_path: Path) -> None:
+    """As `openssl ecparam -genkey` writes it, in SEC 1."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    sec1 = key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    path = tmp_path / "ec.pem"
+    path.write_bytes(BAD["ephemeral"]["parameters.pem"][0] + sec1)
+    loaded, _ = load_stolen(StolenFiles(ephemeral_keys=[path]))
+    (read,) = loaded.ephemeral_private_keys
+    assert isinstance(read, ec.EllipticCurvePrivateKey)
+    assert read.private_numbers() == key.private_numbers()
+
+
 @pytest.mark.parametrize("kind", ["DH", "DHX"])
 @pytest.mark.parametrize("group", ["ffdhe2048", "ffdhe8192"])
 def test_finite_field_keys_are_read_as_openssl_writes_them(

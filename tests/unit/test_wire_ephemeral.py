@@ -37,6 +37,7 @@ from interop.wire.registry import NamedGroup
 with warnings.catch_warnings():  # it imports asyncore, which Python is giving up
     warnings.simplefilter("ignore", DeprecationWarning)
     from tlslite.constants import KeyUpdateMessageType
+    from tlslite.keyexchange import ECDHKeyExchange
 
 # What tlslite-ng calls them, and which of its settings they belong to.
 CURVES = {
@@ -108,6 +109,34 @@ def test_a_retry_is_followed_to_the_group_that_was_agreed() -> None:
     session = assert_opened(recording, KeyMaterial.of(EphemeralKey(second)), "ephemeral key")
     assert session.hello_retry_request
     assert_closed(recording, KeyMaterial.of(EphemeralKey(first)), "no ephemeral secp384r1 key")
+
+
+def test_a_retry_with_a_pre_shared_key() -> None:
+    """The binder covers the first ClientHello and the retry too (RFC 9846 section 4.2.11.2)."""
+    secret = bytes(range(32))
+    settings = TLS13_ONLY | {"pskConfigs": [(b"name", secret)], "psk_modes": ["psk_dhe_ke"]}
+    server = settings | {"eccCurves": ["secp384r1"], "keyShares": ["secp384r1"]}
+    client = {"eccCurves": ["x25519", "secp384r1"], "keyShares": ["x25519"]}
+    pair = TLSLitePair(server, client)
+    recording = pair.talk()
+    psk = PreSharedKey(secret)
+    both = KeyMaterial.of(psk, *map(EphemeralKey, pair.client_ephemeral_keys))
+    session = assert_opened(recording, both, "ephemeral key and pre-shared key")
+    assert session.hello_retry_request
+    assert_closed(recording, KeyMaterial.of(psk), "needs both")
+
+
+def test_one_key_opens_each_session_that_reuses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    reused = x25519.X25519PrivateKey.generate()
+    with monkeypatch.context() as faulty:
+        value = bytearray(reused.private_bytes_raw())
+        faulty.setattr(ECDHKeyExchange, "get_random_private_key", lambda _: value)
+        recordings = [TLSLitePair(only("x25519")).talk() for _ in range(2)]
+    fresh = TLSLitePair(only("x25519")).talk()
+    stolen = KeyMaterial.of(EphemeralKey(reused))
+    for recording in recordings:
+        assert_opened(recording, stolen, "ephemeral key")
+    assert_closed(fresh, stolen, "no ephemeral x25519 key")
 
 
 def test_key_updates_are_followed_from_derived_secrets() -> None:

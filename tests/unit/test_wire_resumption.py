@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import random
+from typing import TYPE_CHECKING
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from OpenSSL import SSL
 from wire_peers import (
+    CHUNKINGS,
     CLIENT,
     SERVER,
     TLS12_ONLY,
@@ -33,6 +35,11 @@ from interop.wire.key_log import KeyLog
 from interop.wire.learned import LearnedSecrets
 from interop.wire.material import EphemeralKey, KeyMaterial, PreSharedKey
 from interop.wire.tickets import openssl_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from interop.direction import Direction
 
 STATIC_RSA = "AES256-SHA256"
 
@@ -109,6 +116,23 @@ def test_a_tls13_session_opened_by_its_ephemeral_key_gives_its_tickets_keys(mode
     known = KeyMaterial.of(*(PreSharedKey(t.pre_shared_key or b"") for t in opened.tickets))
     if mode == "psk_ke":
         assert_opened(second.recording, known, "pre-shared key")
+
+
+@pytest.mark.parametrize("chunking", CHUNKINGS)
+def test_tickets_are_learned_in_whatever_order_they_were_captured(
+    chunking: Callable[[Recording], Iterator[tuple[Direction, bytes]]],
+) -> None:
+    """A ticket's key covers the client's Finished, which may be captured after the ticket."""
+    settings = TLS13_ONLY | {"ticketKeys": [bytes(32)], "psk_modes": ["psk_ke"]}
+    first = TLSLitePair(settings)
+    first.talk(100)
+    second = TLSLitePair(settings, resume=first)
+    second.talk(100)
+    learned = LearnedSecrets()
+    keys = KeyMaterial.of(*map(EphemeralKey, first.client_ephemeral_keys))
+    session, _ = decrypt(first.recording, keys, chunking, learned)
+    assert all(ticket.pre_shared_key for ticket in session.tickets)
+    assert_opened(second.recording, keys, "earlier session", learned)
 
 
 def early_data(*, accepted: bool) -> tuple[bytes, Recording]:
@@ -262,3 +286,11 @@ def test_what_is_learned_is_bounded_and_forgets_the_oldest() -> None:
     ]
     assert learned.of_session_id(b"\x02") is None
     assert repr(learned) == "LearnedSecrets(3 secrets)"
+
+
+def test_what_is_learned_again_counts_as_new() -> None:
+    learned = LearnedSecrets(limit=2)
+    for name in (b"a", b"b", b"a", b"c"):
+        learned.learn_ticket(name, bytes(48))
+    assert learned.of_ticket(b"a") is not None
+    assert learned.of_ticket(b"b") is None
