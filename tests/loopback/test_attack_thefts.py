@@ -25,21 +25,25 @@ from wire_peers import (
     TLS13_ONLY,
     LiteToOpenSSL,
     Options,
+    Pair,
     Recording,
     TLSLitePair,
+    pre_shared_key_of,
     write_capture,
 )
 
+import transport
 from interop.errors import InputError
 from interop.proof.stolen import StolenFiles, load_stolen
 from interop.wire.groups import FiniteFieldPrivateKey, ffdhe_prime
 from interop.wire.registry import NamedGroup
+from transport.context import client_context, server_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from conftest import Proof
+    from conftest import Identities, Proof
 
     Pfs = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -148,6 +152,39 @@ def test_sessions_of_our_own_stay_closed_to_every_such_theft(
         "ECDHE with x25519: no ephemeral x25519 key of this session is at hand; and no ticket "
         "that holds its secret opens under the ticket keys given"
     )
+
+
+def test_a_resumed_session_of_our_own_stays_closed_to_its_pre_shared_key(
+    identities: Identities, pfs: Pfs, tmp_path: Path
+) -> None:
+    """The policy that resumes wants a fresh key exchange each time (psk_dhe_ke)."""
+    policy = transport.get_policy("2026-11-tls13-resumption")
+    server = server_context(identities.ec, policy).context
+    key_log = tmp_path / "keys.log"
+    log = transport.KeyLogBuffer()
+    client = client_context(identities.anchors, policy, key_log=log).context
+    pair = Pair(client, server)
+    pair.handshake()
+    pair.send(SERVER, b"hello")
+    stored = pair.peers[CLIENT].get_session()
+    assert stored is not None
+    pair.close()
+    again = Pair(client, server)
+    again.peers[CLIENT].set_session(stored)
+    again.handshake()
+    again.send(CLIENT, b"a secret")
+    again.close()
+    capture = write_capture(tmp_path / "capture.pcapng", again.recording)
+    psk = tmp_path / "psk"
+    psk.write_text(pre_shared_key_of(stored).hex())
+    (session,) = attack(pfs, capture, "--psk", psk)
+    assert session["resumed"] is True
+    assert session["forward_secret"] is True
+    assert (session["opened"], recovered(session)) == (False, (0, 0))
+    assert "the pre-shared key is known, but" in session["reason"]  # so it is the right one
+    key_log.write_bytes(log.getvalue())
+    (session,) = attack(pfs, capture, "--key-log", key_log)
+    assert recovered(session) == (len(b"a secret"), 0)
 
 
 # Reading

@@ -36,6 +36,7 @@ from interop.wire.groups import EphemeralPrivateKey, FiniteFieldPrivateKey, ffdh
 from interop.wire.key_log import KeyLog
 from interop.wire.registry import NamedGroup
 from interop.wire.session import Direction, KeyMaterial, TLSSession
+from interop.wire.tickets import openssl_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -317,6 +318,15 @@ def resumed(version: int, options: int, suites: str | None = None) -> tuple[Reco
     again.close()
     second.lines[:] = lines
     return first, second
+
+
+def pre_shared_key_of(session: SSL.Session) -> bytes:
+    """Take the pre-shared key out of a TLS 1.3 session as OpenSSL's client keeps it."""
+    lib, ffi = SSL._lib, SSL._ffi
+    size = lib.i2d_SSL_SESSION(session._session, ffi.NULL)
+    holder = ffi.new("unsigned char[]", size)
+    lib.i2d_SSL_SESSION(session._session, ffi.new("unsigned char **", holder))
+    return openssl_session(ffi.buffer(holder, size)[:]).secret
 
 
 # tlslite-ng

@@ -27,6 +27,7 @@ from wire_peers import (
     assert_opened,
     context,
     decrypt,
+    pre_shared_key_of,
     private_key,
     resumed,
 )
@@ -34,7 +35,6 @@ from wire_peers import (
 from interop.wire.key_log import KeyLog
 from interop.wire.learned import LearnedSecrets
 from interop.wire.material import EphemeralKey, KeyMaterial, PreSharedKey
-from interop.wire.tickets import openssl_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -172,10 +172,7 @@ def early_data(*, accepted: bool) -> tuple[bytes, Recording]:
     again.send(CLIENT, b"late")
     again.send(SERVER, b"answer")
     again.close()
-    size = lib.i2d_SSL_SESSION(stored._session, ffi.NULL)
-    holder = ffi.new("unsigned char[]", size)
-    lib.i2d_SSL_SESSION(stored._session, ffi.new("unsigned char **", holder))
-    return openssl_session(ffi.buffer(holder, size)[:]).secret, recording
+    return pre_shared_key_of(stored), recording
 
 
 def test_a_stolen_resumption_key_opens_early_data_and_no_more_of_psk_dhe_ke() -> None:
