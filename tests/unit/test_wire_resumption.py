@@ -34,7 +34,7 @@ from wire_peers import (
 
 from interop.wire.key_log import KeyLog
 from interop.wire.learned import LearnedSecrets
-from interop.wire.material import EphemeralKey, KeyMaterial, PreSharedKey
+from interop.wire.material import EphemeralKey, KeyMaterial, PreSharedKey, ServerKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -195,11 +195,15 @@ def test_rejected_early_data_opens_too_and_the_rest_stays_closed() -> None:
     assert session.undecryptable is not None
 
 
-@pytest.mark.parametrize("exchange", ["PSK", "ECDHE-PSK"])
+@pytest.mark.parametrize("exchange", ["PSK", "ECDHE-PSK", "RSA-PSK"])
 def test_a_pre_shared_key_of_tls12_opens_what_it_alone_protects(exchange: str) -> None:
     secret = random.Random(exchange).randbytes(32)
     recording = Recording()
-    suites = {"PSK": "PSK-AES128-GCM-SHA256", "ECDHE-PSK": "ECDHE-PSK-AES128-CBC-SHA256"}
+    suites = {
+        "PSK": "PSK-AES128-GCM-SHA256",
+        "ECDHE-PSK": "ECDHE-PSK-AES128-CBC-SHA256",
+        "RSA-PSK": "RSA-PSK-AES256-GCM-SHA384",
+    }
     options = Options(version=SSL.TLS1_2_VERSION, suites=suites[exchange])
     lib, ffi = SSL._lib, SSL._ffi
 
@@ -225,12 +229,20 @@ def test_a_pre_shared_key_of_tls12_opens_what_it_alone_protects(exchange: str) -
     pair.send(CLIENT, b"under a key that both had before")
     pair.send(SERVER, bytes(5000))
     pair.close()
-    stolen = KeyMaterial.of(PreSharedKey(bytes(32)), PreSharedKey(secret))
+    stolen_keys = PreSharedKey(bytes(32)), PreSharedKey(secret)
+    stolen = KeyMaterial.of(*stolen_keys)
     if exchange == "PSK":
         session = assert_opened(recording, stolen, "pre-shared key")
         assert session.forward_secret is False
         wrong = KeyMaterial.of(PreSharedKey(secret[::-1]))
         assert_closed(recording, wrong, "does not open this session's records")
+    elif exchange == "RSA-PSK":
+        both = KeyMaterial.of(*stolen_keys, ServerKey(private_key("RSA")))
+        assert_opened(recording, both, "server RSA key and pre-shared key")
+        assert_closed(recording, stolen, "no RSA private key was given")
+        other = ServerKey(rsa.generate_private_key(65537, 2048))
+        # Implicit rejection gives a premaster secret of some length: not 48 bytes, as a rule.
+        assert_closed(recording, KeyMaterial.of(*stolen_keys, other), "")
     else:
         assert_opened(recording, KeyMaterial(key_log=recording.key_log))
         assert_closed(recording, stolen, "the pre-shared key is one half, and no ephemeral")
