@@ -298,8 +298,8 @@ def test_what_is_learned_is_bounded_and_forgets_the_oldest() -> None:
 
 
 def test_what_is_learned_again_counts_as_new() -> None:
-    learned = LearnedSecrets(limit=2)
-    for name in (b"a", b"b", b"a", b"c"):
+    learned = LearnedSecrets(limit=3)
+    for name in (b"a", b"b", b"a", b"c", b"d"):
         learned.learn_ticket(name, bytes(48))
     assert learned.of_ticket(b"a") is not None
     assert learned.of_ticket(b"b") is None
