@@ -72,7 +72,9 @@ def test_only_one_module_builds_contexts_of_the_endpoints() -> None:
     # Python's own contexts, for code that insists on them, are built beside their theory.
     python_own = "transport/adapters/standard_library.py"
     weak = {"interop/peers/weak.py", "interop/peers/early_data.py"}
-    assert building == {"transport/context.py", *weak, python_own}
+    # A client that measures foreign servers, and stands under no policy.
+    observer = "interop/peers/observer.py"
+    assert building == {"transport/context.py", *weak, observer, python_own}
 
 
 def test_transport_cannot_reach_the_weak_endpoints() -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from certs.errors import CertsError
-from interop.cli import keys, keys_access, keys_upkeep, policy, proof, serve
+from interop.cli import keys, keys_access, keys_upkeep, policy, proof, serve, uniqueness
 from interop.errors import InteropError
 from interop.interruption import remember_interrupts
 
@@ -38,6 +38,7 @@ application = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 application.add_typer(proof.commands)
+application.add_typer(uniqueness.commands)
 application.add_typer(serve.commands)
 application.add_typer(policy.commands, name="policy")
 keys.commands.add_typer(keys_access.commands)

@@ -27,7 +27,10 @@ from certs.authority import CertificateAuthority
 from certs.key_types import KeyType
 from certs.keystore.kek import create_kek
 from certs.keystore.store import KeyStore
-from interop.errors import InteropError, PeerUnavailable
+from interop.census.ends import TransportRecipe
+from interop.census.tallies import MOST_HANDSHAKES_IN_MEMORY, MemoryTallies
+from interop.census.workers import take_census
+from interop.errors import InputError, InteropError, PeerUnavailable
 from interop.peers.weak import WeakServer
 from interop.proof import layout
 from interop.proof.application import Application
@@ -39,7 +42,6 @@ from interop.proof.model import Replay, Report, Session, Skipped, Tally, failure
 from interop.proof.recording import SCENARIOS, SERVER_NAME, Scenario, ServerKind, record_session
 from interop.proof.replay import MANNERS, client_flight, replay_flight
 from interop.proof.report.html import render_html
-from interop.proof.uniqueness import take_census
 from transport import KeyLogBuffer
 
 if TYPE_CHECKING:
@@ -302,17 +304,17 @@ def _steal(directory: Path, store: KeyStore, kek: Path, identity: _Identity) -> 
 def _take_census(
     directory: Path, handshakes: int, identity: _Identity, progress: Progress
 ) -> dict[str, int | Tally]:
+    if not 1 <= handshakes <= MOST_HANDSHAKES_IN_MEMORY:
+        raise InputError(
+            f"a census takes 1 to {MOST_HANDSHAKES_IN_MEMORY:,} handshakes, not {handshakes:,}"
+        )
     progress.stage("census of session keys", total=handshakes)
-    census = take_census(
-        handshakes,
-        credential=identity.server,
-        trust_anchors=identity.trust_anchors,
-        server_name=SERVER_NAME,
-        progress=progress.advance,
-    )
-    for kind, fingerprints in census.fingerprints.items():
-        (directory / layout.fingerprints_of(kind)).write_bytes(fingerprints)
-    return {"handshakes": census.handshakes, **census.tallies()}
+    tallies = MemoryTallies()
+    recipe = TransportRecipe.of(identity.server, SERVER_NAME)
+    take_census(handshakes, recipe, tallies, progress=progress.advance)
+    for kind in tallies.kinds:
+        (directory / layout.fingerprints_of(kind)).write_bytes(tallies.fingerprints(kind))
+    return {"handshakes": handshakes, **tallies.tallies()}
 
 
 def _judge(

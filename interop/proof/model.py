@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from interop.census.values import Tally
 from interop.errors import InputError
 
 if TYPE_CHECKING:
@@ -87,13 +88,6 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     whole: bool
     reason: str
     basis: str
-
-
-class Tally(msgspec.Struct, frozen=True):
-    """How many values of one kind were seen, and how many different ones."""
-
-    count: int
-    distinct: int
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):

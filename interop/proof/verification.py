@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from certs.errors import CertsError
+from interop.census.tallies import MOST_HANDSHAKES_IN_MEMORY
+from interop.census.values import FINGERPRINT_BYTES, count_distinct
 from interop.errors import InputError, InteropError
 from interop.proof import layout
 from interop.proof.compromise import attack_recording, evaluate, observe_session, read_key_log
 from interop.proof.manifest import Change, check_manifest
 from interop.proof.model import Replay, Report, Tally, failures, read_report, verdict_of
-from interop.proof.uniqueness import FINGERPRINT_BYTES, MAX_HANDSHAKES, count_distinct
 from interop.wire.session import KeyMaterial
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ def _tallies(directory: Path) -> dict[str, Tally]:
     tallies: dict[str, Tally] = {}
     for path in sorted((directory / layout.CENSUS).glob(f"*{suffix}")):
         size = path.stat().st_size
-        # Two shares of a kind can come of one handshake, in a ClientHello that was retried.
-        if size > 2 * MAX_HANDSHAKES * FINGERPRINT_BYTES or size % FINGERPRINT_BYTES:
+        # Two shares of a kind can come of one handshake: a hybrid's, and the classical one beside.
+        if size > 2 * MOST_HANDSHAKES_IN_MEMORY * FINGERPRINT_BYTES or size % FINGERPRINT_BYTES:
             raise InputError(f"{path}: not a file of fingerprints")
         tallies[path.name.removesuffix(suffix)] = count_distinct(path.read_bytes())
     return tallies

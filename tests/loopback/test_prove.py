@@ -120,9 +120,10 @@ def test_the_census_counts_each_kind_of_value(report: dict[str, Any]) -> None:
     for kind in ("client_random", "server_random", "exporter"):
         assert census[kind] == {"count": 120, "distinct": 120}
     hybrids = census["client_key_share.mlkem768"]["count"]
-    assert hybrids == census["server_key_share.mlkem768"]["count"] == 20
-    assert census["client_traffic_secret_0"]["count"] == 80
-    assert census["main_secret"]["count"] == 40
+    assert hybrids == census["server_key_share.mlkem768"]["count"] > 20
+    tls13, tls12 = (census[kind]["count"] for kind in ("client_traffic_secret_0", "main_secret"))
+    assert tls13 + tls12 == 120
+    assert census["psk"]["count"] > census["ticket_identity"]["count"] > 10
     assert all(
         tally["count"] == tally["distinct"] > 0
         for kind, tally in census.items()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from interop.proof.uniqueness import excluded_bits
+from interop.census.report import excluded_bits
 
 if TYPE_CHECKING:
     from interop.proof.model import Report

@@ -1,0 +1,233 @@
+"""``pfs uniqueness``."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from OpenSSL import SSL
+
+from certs.authority import CertificateAuthority
+from certs.credential import TrustAnchors
+from certs.keystore import KeyStore
+from certs.keystore.kek import create_kek
+from interop.census.ends import TransportRecipe
+from interop.census.report import CensusReport, Origin, judge
+from interop.census.stored import count_stored, write_fingerprints
+from interop.census.tallies import MOST_HANDSHAKES_IN_MEMORY, MemoryTallies
+from interop.census.target import Target, survey
+from interop.census.terminal import print_census
+from interop.census.workers import take_census
+from interop.commands.output import console, print_json
+from interop.errors import InputError
+from interop.peers.endpoints import is_ip_address
+from interop.progress import ConsoleProgress, SilentProgress
+from transport import APIMisuse
+from transport.commands.addresses import parse_address
+from transport.server_names import ascii_hostname
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from interop.census.tallies import Counts
+    from interop.census.workers import Sink
+
+__all__ = ["run"]
+
+_SERVER_NAME = "localhost"
+_DEFAULT_HANDSHAKES = 10_000
+_DEFAULT_HANDSHAKES_AT_A_TARGET = 500
+_DEFAULT_WORKERS_AT_A_TARGET = 4
+_MOST_HANDSHAKES = 1_000_000_000
+_LEAST_HANDSHAKES = 2
+
+
+def run(
+    *,
+    handshakes: int | None,
+    workers: int | None,
+    target: str | None,
+    server_name: str | None,
+    ca: Path | None,
+    seconds: float,
+    fingerprints: Path | None,
+    pool: Sequence[Path],
+    as_json: bool,
+) -> int:
+    """Take or pool a census, print its report, and return 0 if every value is unique, else 1."""
+    if pool and (handshakes is not None or target or fingerprints):
+        raise InputError("--pool counts what is stored: it goes with no option but --json")
+    if target is None and (server_name or ca):
+        raise InputError("--server-name and --ca are of a --target: name one")
+    _require_countable(handshakes, fingerprints)
+    started = time.monotonic()
+    with SilentProgress() if as_json else ConsoleProgress() as progress:
+        if pool:
+            counts, origin = _pooled(pool, progress)
+        else:
+            if target is None:
+                source: _Memory | _Live = _Memory(handshakes or _DEFAULT_HANDSHAKES, workers)
+            else:
+                source = _Live(
+                    handshakes or _DEFAULT_HANDSHAKES_AT_A_TARGET,
+                    workers or _DEFAULT_WORKERS_AT_A_TARGET,
+                    _target(target, server_name, ca),
+                    seconds,
+                )
+            counts, origin = _taken(source, fingerprints, progress)
+    report = judge(
+        counts,
+        origin,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=time.monotonic() - started,
+        versions=_versions(),
+    )
+    _show(report, fingerprints, as_json=as_json)
+    return 0 if report.verdict == "unique" else 1
+
+
+def _require_countable(handshakes: int | None, fingerprints: Path | None) -> None:
+    if handshakes is None:
+        return
+    if not _LEAST_HANDSHAKES <= handshakes <= _MOST_HANDSHAKES:
+        raise InputError(
+            f"a census takes {_LEAST_HANDSHAKES} to {_MOST_HANDSHAKES:,} handshakes, "
+            f"not {handshakes:,}"
+        )
+    if handshakes > MOST_HANDSHAKES_IN_MEMORY and fingerprints is None:
+        raise InputError(
+            f"more than {MOST_HANDSHAKES_IN_MEMORY:,} handshakes are counted on disk; "
+            "add --fingerprints DIR"
+        )
+
+
+class _Memory:
+    """Handshakes between our own endpoints, in memory."""
+
+    target: str | None = None
+
+    def __init__(self, handshakes: int, workers: int | None) -> None:
+        self._handshakes, self._workers = handshakes, workers
+
+    def take(self, sink: Sink, progress: SilentProgress) -> Origin:
+        """Make the handshakes."""
+        progress.stage("census of session keys", total=self._handshakes)
+        take_census(
+            self._handshakes,
+            _recipe(),
+            sink,
+            workers=self._workers,
+            progress=progress.advance,
+        )
+        return Origin("memory")
+
+
+class _Live:
+    """Handshakes with somebody's server."""
+
+    def __init__(self, handshakes: int, workers: int, target: Target, seconds: float) -> None:
+        self._handshakes, self._workers = handshakes, workers
+        self._target, self._seconds = target, seconds
+        self.target: str | None = "{}:{}".format(*target.address)
+
+    def take(self, sink: Sink, progress: SilentProgress) -> Origin:
+        """Make the handshakes."""
+        progress.stage(f"census of {self.target}", total=self._handshakes)
+        run = survey(
+            self._handshakes,
+            self._target,
+            sink,
+            workers=self._workers,
+            seconds=self._seconds,
+            progress=progress.advance,
+        )
+        return Origin(
+            "target",
+            self.target,
+            certificate_checked=self._target.trust_anchors is not None,
+            not_tested=run.refused,
+            notes=() if run.shortfall is None else (run.shortfall,),
+        )
+
+
+def _taken(
+    source: _Memory | _Live, fingerprints: Path | None, progress: SilentProgress
+) -> tuple[Counts, Origin]:
+    if fingerprints is None:
+        tallies = MemoryTallies()
+        origin = source.take(tallies, progress)
+        progress.stage("counting")
+        return tallies.count(), origin
+    with write_fingerprints(fingerprints, target=source.target) as written:
+        origin = source.take(written, progress)
+        written.close()
+        return _counted((written.folder,), progress)[0], origin
+
+
+def _pooled(pool: Sequence[Path], progress: SilentProgress) -> tuple[Counts, Origin]:
+    counts, targets = _counted(pool, progress)
+    notes = [f"pooled from {', '.join(map(str, pool))}"]
+    if targets:
+        notes.append(f"handshakes with {', '.join(targets)} are among them")
+    return counts, Origin("stored", ", ".join(targets) or None, notes=tuple(notes))
+
+
+def _counted(folders: Sequence[Path], progress: SilentProgress) -> tuple[Counts, tuple[str, ...]]:
+    progress.stage("counting fingerprints")
+    return count_stored(folders, progress=lambda done, _of: progress.advance(done))
+
+
+def _recipe() -> TransportRecipe:
+    """Issue a certificate for the server in memory; its key is gone when the census ends."""
+    with tempfile.TemporaryDirectory(prefix="pfs-census-") as folder:
+        kek = f"file:{Path(folder, 'kek')}"
+        create_kek(kek).close()
+        with KeyStore.create(Path(folder, "store"), kek) as store:
+            now = datetime.now(UTC)
+            root = CertificateAuthority.create_root(store, "root", "census", now)
+            credential = root.issue_subordinate("issuing", "census issuing", now).issue_server(
+                key_name="server", dns_names=(_SERVER_NAME,), now=now
+            )
+    return TransportRecipe.of(credential, _SERVER_NAME)
+
+
+def _target(address: str, server_name: str | None, ca: Path | None) -> Target:
+    try:
+        host, port = parse_address(address)
+        name = server_name or host
+        if not is_ip_address(name):
+            name = ascii_hostname(name)
+    except APIMisuse as error:
+        raise InputError(str(error)) from error
+    anchors = None
+    if ca is not None:
+        try:
+            anchors = TrustAnchors.from_pem(ca.read_bytes())
+        except OSError as error:
+            raise InputError(f"{ca}: {error.strerror}") from error
+    return Target((host, port), name, anchors)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"Python": platform.python_version()}
+    for name in ("pfs-transport", "cryptography", "pyOpenSSL", "duckdb", "pyarrow"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    library = SSL.OpenSSL_version(SSL.OPENSSL_VERSION).decode("ascii", "replace")
+    return versions | {"OpenSSL": library.removeprefix("OpenSSL ")}
+
+
+def _show(report: CensusReport, fingerprints: Path | None, *, as_json: bool) -> None:
+    if as_json:
+        print_json(report)
+        return
+    terminal = console()
+    print_census(terminal, report)
+    if fingerprints is not None:
+        terminal.print(f"stored in   {fingerprints}", soft_wrap=True, markup=False)
