@@ -1,4 +1,4 @@
-"""Each benchmark of the endpoints, at its smallest: that it runs, and prints its ratios.
+"""Each benchmark of endpoints and census, at its smallest: that it runs, and prints its ratios.
 
 The figures themselves are nobody's business here: a test that measures time fails on a busy day.
 """
@@ -31,6 +31,14 @@ BENCHMARKS = {
         ["--stalled", "20", "--seconds", "1", "--rounds", "1"],
         r"asyncio +[\d.]+ handshakes a second, [\d.]+ times its rate without them",
     ),
+    "census.py": (
+        ["--handshakes", "400", "--rounds", "1"],
+        r"census, all conditions +\d+ a second, +\d+ us of CPU each, [\d.]+ times the bare loop",
+    ),
+    "distinct_count.py": (
+        ["--fingerprints", "240000", "--runs", "1"],
+        r"240,000 fingerprints, .* GB of Parquet: counted in [\d.]+ s .* 1,000 repetitions found",
+    ),
 }
 
 
@@ -60,3 +68,16 @@ def test_two_workers_are_compared_with_one() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"2 are [\d.]+ times 1 by the clock", done.stdout), done.stdout
+
+
+@pytest.mark.slow
+def test_a_whole_census_is_measured() -> None:
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "census.py", "--whole", "1000"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"unique, in \d+ s, peak [1-9]\d* MiB of all", done.stdout), done.stdout
