@@ -80,9 +80,14 @@ def take_census(
 
 
 def _start_pool(workers: int, recipe: Recipe, lifetime: int | None) -> Pool:
-    resource_tracker.ensure_running()  # which unblocks the signal when it begins
+    """Start a pool whose workers never see Ctrl-C.
+
+    A signal that came in the middle of this would leave workers half started, which print a
+    traceback as they die; so SIGTERM waits too, until each worker is ready for it.
+    """
+    resource_tracker.ensure_running()  # which unblocks signals when it begins
     # The pool's own threads start workers too, and inherit this as well.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         return multiprocessing.get_context("spawn").Pool(
             workers, _begin_worker, (recipe,), lifetime
@@ -112,6 +117,7 @@ _sampler: Sampler | None = None
 
 def _begin_worker(recipe: Recipe) -> None:
     global _recipe, _sampler
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # by which the pool ends it
     _recipe, _sampler = recipe, None
 
 

@@ -183,7 +183,8 @@ def test_an_interrupted_census_leaves_nothing_half_written(
             process.send_signal(sent)
         rest = process.stderr.read()
         assert process.wait(30) == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(sent, -sent)
-        assert "Traceback" not in rest
+        if sent is not signal.SIGKILL:  # after which a worker may start and find nobody
+            assert "Traceback" not in rest
         assert_group_ends(process.pid)
     finally:
         process.stderr.close()
