@@ -76,6 +76,10 @@ class _Failed(Exception):
     """A connection that came to nothing, and why."""
 
 
+class _Unreachable(_Failed):
+    """A connection that could not even be made."""
+
+
 def survey(
     handshakes: int,
     target: Target,
@@ -97,6 +101,8 @@ def survey(
     for offer in OBSERVER_OFFERS[:handshakes]:
         try:
             gathered = client.observe(offer, None, wait_for_tickets=False).gathered
+        except _Unreachable as failure:
+            raise PeerUnavailable(f"{_name(target)} cannot be reached: {failure}") from None
         except _Failed as failure:
             refused.append(f"{offer.name}, which the server refused: {failure}")
             continue
@@ -105,8 +111,7 @@ def survey(
         done += 1
         progress(done)
     if not offers:
-        host, port = target.address
-        raise PeerUnavailable(f"{host}:{port}: no handshake succeeded; not tested: {refused[0]}")
+        raise PeerUnavailable(f"{_name(target)}: no handshake succeeded; not tested: {refused[0]}")
     work = _Work(client, tuple(offers), handshakes - done, started + seconds)
     threads = [threading.Thread(target=work.run, daemon=True) for _ in range(workers)]
     for thread in threads:
@@ -122,6 +127,10 @@ def survey(
     finally:
         work.stop()
     return TargetRun(time.monotonic() - started, tuple(refused), work.shortfall)
+
+
+def _name(target: Target) -> str:
+    return "{}:{}".format(*target.address)
 
 
 class _Work:
@@ -227,7 +236,11 @@ class _Client:
         self._key_log.take()
         deadline = time.monotonic() + _CONNECTION_SECONDS
         try:
-            with socket.create_connection(self._target.address, _CONNECTION_SECONDS) as sock:
+            sock = socket.create_connection(self._target.address, _CONNECTION_SECONDS)
+        except OSError as error:
+            raise _Unreachable(error.strerror or str(error) or type(error).__name__) from error
+        try:
+            with sock:
                 return self._talk(sock, offer, session, deadline, wait_for_tickets=wait_for_tickets)
         except OSError as error:
             raise _Failed(error.strerror or str(error) or type(error).__name__) from error
