@@ -21,6 +21,7 @@ from interop.census.ends import TransportRecipe
 from interop.census.sampling import take_tickets
 from interop.census.stored import DISTINCT_COUNT
 from interop.wire import handshake as hs
+from interop.wire.learned import LearnedSecrets
 from interop.wire.material import KeyMaterial
 from interop.wire.tls13_secrets import find_psk
 
@@ -106,7 +107,8 @@ def test_what_is_counted_as_psk_is_the_psk(identities: Identities) -> None:
     message = resuming.data_to_send()[5:]
     hello = hs.parse_client_hello(message)
     for psk in (psks[1], os.urandom(32)):
-        found = find_psk(KeyMaterial(pre_shared_keys=(psk,)), hello, message, identity=0)
+        keys = KeyMaterial(pre_shared_keys=(psk,))
+        found = find_psk(keys, LearnedSecrets(), hello, message, identity=0)
         assert (found is not None) == (psk == psks[1])
 
 
