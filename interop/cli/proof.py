@@ -12,10 +12,23 @@ __all__ = ["commands"]
 commands = typer.Typer()
 
 _JSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+_JUNIT = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write the claims as JUnit XML too.")
+]
+_SARIF = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write the claims as SARIF 2.1.0 too.")
+]
+_MARKDOWN = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write a summary in Markdown too.")
+]
+_NO_TSHARK = Annotated[
+    bool,
+    typer.Option("--no-tshark", help="Do not ask tshark, if it is installed, what it can open."),
+]
 
 
 @commands.command("prove", short_help="Record sessions, steal the keys, and show what opens.")
-def _prove(
+def _prove(  # noqa: PLR0917 - the command line names them all
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Where the evidence goes; old evidence is replaced.")
     ] = Path("evidence"),
@@ -26,6 +39,10 @@ def _prove(
     handshakes: Annotated[
         int, typer.Option(metavar="N", help="Handshakes in the census of session keys.")
     ] = 10_000,
+    no_tshark: _NO_TSHARK = False,
+    junit: _JUNIT = None,
+    sarif: _SARIF = None,
+    markdown: _MARKDOWN = None,
     as_json: _JSON = False,
 ) -> int:
     """Record real sessions, steal the keys, show what opens, and leave signed evidence.
@@ -33,12 +50,20 @@ def _prove(
     Exit status: 0 proved, 1 refuted, 2 bad input.
     """
     from interop.commands import prove  # noqa: PLC0415 - see the top of interop.cli
+    from interop.proof.report.files import ReportFiles  # noqa: PLC0415 - the same
 
-    return prove.run(out=out, payload=payload, handshakes=handshakes, as_json=as_json)
+    return prove.run(
+        out=out,
+        payload=payload,
+        handshakes=handshakes,
+        ask_tshark=not no_tshark,
+        files=ReportFiles(junit=junit, sarif=sarif, markdown=markdown),
+        as_json=as_json,
+    )
 
 
 @commands.command("verify", short_help="Recompute every verdict of evidence, offline.")
-def _verify(
+def _verify(  # noqa: PLR0917 - the same
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Evidence of `pfs prove`.")],
     fingerprint: Annotated[
         str | None,
@@ -46,6 +71,10 @@ def _verify(
             metavar="SHA256:HEX", help="The signing key's fingerprint, as `pfs prove` printed it."
         ),
     ] = None,
+    no_tshark: _NO_TSHARK = False,
+    junit: _JUNIT = None,
+    sarif: _SARIF = None,
+    markdown: _MARKDOWN = None,
     as_json: _JSON = False,
 ) -> int:
     """Recompute every verdict of an evidence directory from its captures, offline.
@@ -53,8 +82,15 @@ def _verify(
     Exit status: 0 intact and proved, 1 changed or refuted, 2 not an evidence directory.
     """
     from interop.commands import verify  # noqa: PLC0415 - see the top of interop.cli
+    from interop.proof.report.files import ReportFiles  # noqa: PLC0415 - the same
 
-    return verify.run(directory=directory, fingerprint=fingerprint, as_json=as_json)
+    return verify.run(
+        directory=directory,
+        fingerprint=fingerprint,
+        ask_tshark=not no_tshark,
+        files=ReportFiles(junit=junit, sarif=sarif, markdown=markdown),
+        as_json=as_json,
+    )
 
 
 @commands.command("attack", short_help="Try stolen keys on any capture, and say what opens.")

@@ -17,19 +17,35 @@ from transport import TransportError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from interop.proof.report.files import ReportFiles
+
 __all__ = ["run"]
 
 
-def run(*, out: Path, payload: Path | None, handshakes: int, as_json: bool) -> int:
+def run(
+    *,
+    out: Path,
+    payload: Path | None,
+    handshakes: int,
+    ask_tshark: bool,
+    files: ReportFiles,
+    as_json: bool,
+) -> int:
     """Run the experiment, print its report, and return 0 if the claim is proved, else 1."""
     content = _read_payload(payload)
+    files.require_writable(out)
     try:
         with SilentProgress() if as_json else ConsoleProgress() as progress:
             report, fingerprint = prove(
-                out, payload=content, handshakes=handshakes, progress=progress
+                out,
+                payload=content,
+                handshakes=handshakes,
+                progress=progress,
+                ask_tshark=ask_tshark,
             )
     except TransportError as error:
         raise InteropError(f"a session of the experiment failed: {error}") from error
+    files.write_report(report)
     if as_json:
         print_json(report)
     else:

@@ -13,12 +13,23 @@ from interop.proof.verification import verify
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from interop.proof.report.files import ReportFiles
+
 __all__ = ["run"]
 
 
-def run(*, directory: Path, fingerprint: str | None, as_json: bool) -> int:
+def run(
+    *,
+    directory: Path,
+    fingerprint: str | None,
+    ask_tshark: bool,
+    files: ReportFiles,
+    as_json: bool,
+) -> int:
     """Check the evidence, print what came of it, and return 0 if it is intact and proves."""
-    verification = verify(directory, fingerprint=fingerprint)
+    files.require_writable(directory)
+    verification = verify(directory, fingerprint=fingerprint, ask_again=ask_tshark)
+    files.write_verification(verification)
     if as_json:
         holds = {"intact": verification.intact, "holds": verification.holds}
         print_json(holds | msgspec.structs.asdict(verification))

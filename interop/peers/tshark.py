@@ -106,6 +106,7 @@ def decrypt_with_tshark(
     *,
     key_log: Path | None = None,
     rsa_key: Path | None = None,
+    listed: Sequence[DecryptedStream] | None = None,
     timeout_seconds: float = _DEFAULT_TIMEOUT_SECONDS,
     program: Program | None = None,
 ) -> list[DecryptedStream]:
@@ -113,7 +114,8 @@ def decrypt_with_tshark(
 
     `key_log` is a key log file, `rsa_key` an unencrypted PEM file; the secrets blocks of a pcapng
     are used without being asked for. A session that does not open is in the list, empty. Only
-    sessions whose ClientHello is in the capture are.
+    sessions whose ClientHello is in the capture are. Where the same capture was read before,
+    `listed` (what came of it) spares tshark half of its work.
 
     Raises InputError for a capture or key that tshark cannot read, PeerUnavailable, PeerFailed.
     """
@@ -127,7 +129,13 @@ def decrypt_with_tshark(
             alias = Path(folder, "rsa.key")
             alias.symlink_to(absolute_file(rsa_key, "RSA key"))
             options += ["-o", f'uat:rsa_keys:"{alias}",""']
-        streams = _list_streams(program, options, timeout_seconds)
+        if listed is None:
+            streams = _list_streams(program, options, timeout_seconds)
+        else:
+            streams = {
+                known.index: DecryptedStream(known.index, known.client, known.server)
+                for known in listed
+            }
         indexes = list(streams)
         for start in range(0, len(indexes), _STREAMS_A_RUN):
             follow = [

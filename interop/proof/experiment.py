@@ -10,17 +10,14 @@ temporary folder and is gone when the run ends.
 from __future__ import annotations
 
 import hashlib
-import platform
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from OpenSSL import SSL
 
 from certs import profiles
 from certs.authority import CertificateAuthority
@@ -32,13 +29,16 @@ from interop.census.tallies import MOST_HANDSHAKES_IN_MEMORY, MemoryTallies
 from interop.census.workers import take_census
 from interop.errors import InputError, InteropError, PeerUnavailable
 from interop.peers.weak import WeakServer
-from interop.proof import layout
+from interop.proof import layout, second_opinion
 from interop.proof.application import Application
+from interop.proof.circumstances import not_tested
 from interop.proof.compromise import evaluate, observe_session
 from interop.proof.directory import whole_directory, write_secret
 from interop.proof.endpoints import AsyncioEndpoint, BlockingEndpoint
+from interop.proof.machine import describe_machine, library_versions
 from interop.proof.manifest import is_evidence, sign_manifest
 from interop.proof.model import Replay, Report, Session, Skipped, Tally, failures, verdict_of
+from interop.proof.opinions import contradictions
 from interop.proof.recording import SCENARIOS, SERVER_NAME, Scenario, ServerKind, record_session
 from interop.proof.replay import MANNERS, client_flight, replay_flight
 from interop.proof.report.html import render_html
@@ -64,12 +64,15 @@ class Progress(Protocol):
         """Say that `done` steps of the stage are done."""
 
 
-def prove(out: Path, *, payload: bytes, handshakes: int, progress: Progress) -> tuple[Report, str]:
-    """Run the experiment and leave its evidence in `out`.
+def prove(
+    out: Path, *, payload: bytes, handshakes: int, progress: Progress, ask_tshark: bool = True
+) -> tuple[Report, str]:
+    """Run the experiment and leave its evidence in `out`, with a second opinion if asked for.
 
     Returns the report and the fingerprint of the key that signed the manifest. Raises `InputError`
     where `out` cannot be written; then, and on any other exception, `out` is as it was before.
     """
+    started = datetime.now(UTC)
     with (
         whole_directory(out, may_replace=is_evidence) as directory,
         tempfile.TemporaryDirectory(prefix="pfs-prove-") as private,
@@ -90,6 +93,9 @@ def prove(out: Path, *, payload: bytes, handshakes: int, progress: Progress) -> 
             progress.stage("attacking the recordings")
             report = _judge(
                 directory,
+                progress,
+                started=started,
+                ask_tshark=ask_tshark,
                 payload=payload,
                 sessions=sessions,
                 skipped=skipped,
@@ -99,7 +105,7 @@ def prove(out: Path, *, payload: bytes, handshakes: int, progress: Progress) -> 
             )
             (directory / layout.REPORT_JSON).write_bytes(report.to_json())
             (directory / layout.REPORT_HTML).write_text(render_html(report), encoding="utf-8")
-            fingerprint = _sign(directory, store)
+            fingerprint = _sign(directory, store, report)
     return report, fingerprint
 
 
@@ -319,7 +325,10 @@ def _take_census(
 
 def _judge(
     directory: Path,
+    progress: Progress,
     *,
+    started: datetime,
+    ask_tshark: bool,
     payload: bytes,
     sessions: tuple[Session, ...],
     skipped: tuple[Skipped, ...],
@@ -329,18 +338,30 @@ def _judge(
 ) -> Report:
     sha256 = hashlib.sha256(payload).hexdigest()
     thefts, cells = evaluate(directory, sessions, payload_bytes=len(payload), payload_sha256=sha256)
-    found = failures(
-        sessions=sessions,
-        cells=cells,
-        tallies={kind: tally for kind, tally in census.items() if isinstance(tally, Tally)},
-        replays=replays,
-        replay_control=replay_control,
+    if ask_tshark:
+        progress.stage("asking for a second opinion")
+        opinion = second_opinion.ask(
+            directory, sessions, thefts, cells, payload_bytes=len(payload), payload_sha256=sha256
+        )
+    else:
+        opinion = second_opinion.not_run("not wanted in this run")
+    found = (
+        *failures(
+            sessions=sessions,
+            cells=cells,
+            tallies={kind: tally for kind, tally in census.items() if isinstance(tally, Tally)},
+            replays=replays,
+            replay_control=replay_control,
+        ),
+        *contradictions(cells, opinion),
     )
     return Report(
         verdict=verdict_of(found),
         failures=found,
+        started=started.isoformat(timespec="seconds"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions=_versions(),
+        machine=describe_machine(),
+        versions=library_versions(),
         payload_bytes=len(payload),
         payload_sha256=sha256,
         sessions=sessions,
@@ -350,21 +371,14 @@ def _judge(
         census=census,
         replays=replays,
         replay_control=replay_control,
+        second_opinion=opinion,
+        not_tested=not_tested(((entry.name, entry.reason) for entry in skipped), opinion),
     )
 
 
-def _versions() -> dict[str, str]:
-    packages = ("pfs-transport", "cryptography", "pyOpenSSL")
-    return {
-        **{name: metadata.version(name) for name in packages},
-        "OpenSSL": SSL.OpenSSL_version(SSL.OPENSSL_VERSION).decode().removeprefix("OpenSSL "),
-        "Python": platform.python_version(),
-    }
-
-
-def _sign(directory: Path, store: KeyStore) -> str:
+def _sign(directory: Path, store: KeyStore, report: Report) -> str:
     store.create_key("manifest", KeyType.ED25519)
     key = store.signing_key("manifest")
     if not isinstance(key, Ed25519PrivateKey):
         raise InteropError("the key store returned a manifest key of another type")
-    return sign_manifest(directory, key, created=datetime.now(UTC))
+    return sign_manifest(directory, key, report)

@@ -6,9 +6,11 @@ __all__ = [
     "CAPTURES",
     "CENSUS",
     "KEK",
+    "KEY_LOG_SUFFIX",
     "KEY_STORE",
     "REPORT_HTML",
     "REPORT_JSON",
+    "SERVER_KEY_SUFFIX",
     "STOLEN",
     "capture_of",
     "fingerprints_of",
@@ -23,6 +25,8 @@ STOLEN = "stolen"
 CENSUS = "census"
 KEY_STORE = f"{STOLEN}/key-store.sqlite3"
 KEK = f"{STOLEN}/key-store.kek"
+KEY_LOG_SUFFIX = ".keylog"
+SERVER_KEY_SUFFIX = ".key.pem"
 
 
 def capture_of(session: str) -> str:
@@ -32,12 +36,12 @@ def capture_of(session: str) -> str:
 
 def key_log_of(session: str) -> str:
     """Return the key log of a recorded session, or of a replay."""
-    return f"{STOLEN}/{session}.keylog"
+    return f"{STOLEN}/{session}{KEY_LOG_SUFFIX}"
 
 
 def server_key_of(key: str) -> str:
     """Return the private key of a server."""
-    return f"{STOLEN}/{key}.key.pem"
+    return f"{STOLEN}/{key}{SERVER_KEY_SUFFIX}"
 
 
 def fingerprints_of(kind: str) -> str:

@@ -1,16 +1,12 @@
 """The signed list of every file in an evidence directory.
 
-Format ``pfs-manifest/1`` (docs/formats.md specifies it):
+``manifest.intoto.json`` is a DSSE envelope (`interop.proof.envelope`) around an in-toto Statement
+(`interop.proof.statement`) whose subjects are all the other files, so any tool that reads in-toto
+attestations can check the files too. docs/formats.md ("Manifest") specifies it.
 
-- ``manifest.json``: UTF-8 JSON naming each file by its path relative to the directory (POSIX
-  separators, sorted), its length in bytes and its SHA-256, and the Ed25519 public key that signed.
-- ``manifest.sig``: the 64 octets of the Ed25519 signature (RFC 8032) over the ASCII string
-  ``pfs-manifest/1``, one zero octet, and the octets of ``manifest.json`` as they are.
-
-The signature is over the file as stored, never over a re-serialisation, so no two different
-manifests share a signature, and Ed25519 signatures are not malleable. A signature proves that
-nothing changed since it was made; it says who made it only to a reader who knows the key's
-fingerprint from elsewhere, which is why `pfs prove` prints it and `pfs verify` takes it.
+The signature is over the payload as stored, never over a re-serialisation. It proves that nothing
+changed since it was made; it says who made it only to a reader who knows the key's fingerprint from
+elsewhere, which is why `pfs prove` prints it and `pfs verify` takes it.
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ import hashlib
 import hmac
 import json
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -29,29 +25,40 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from interop.errors import InputError
+from interop.proof import layout
+from interop.proof.envelope import Envelope, EnvelopeError, seal_envelope
+from interop.proof.statement import (
+    PAYLOAD_TYPE,
+    Digest,
+    Length,
+    Predicate,
+    Statement,
+    Subject,
+    predicate_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
     from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from interop.proof.model import Report
+
 __all__ = [
     "MANIFEST_NAME",
-    "SIGNATURE_NAME",
     "Change",
+    "Manifest",
     "check_manifest",
     "is_evidence",
     "key_fingerprint",
     "sign_manifest",
 ]
 
-MANIFEST_NAME = "manifest.json"
-SIGNATURE_NAME = "manifest.sig"
-_FORMAT = "pfs-manifest/1"
-_SIGNATURE_BYTES = 64
+MANIFEST_NAME = "manifest.intoto.json"
 _MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+# Of the format before this one, pfs-manifest/1.
+_EARLIER_NAMES = ("manifest.json", "manifest.sig")
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -61,6 +68,18 @@ class Change(msgspec.Struct, frozen=True):
     problem: str
 
 
+class Manifest(NamedTuple):
+    """What came of checking a manifest.
+
+    `fingerprint` is the signing key's, and `predicate` what it signed; empty and None where there
+    is no signature that holds.
+    """
+
+    fingerprint: str
+    changes: list[Change]
+    predicate: Predicate | None
+
+
 def key_fingerprint(public_key: Ed25519PublicKey) -> str:
     """Return ``SHA256:`` and the hex SHA-256 of the key's SubjectPublicKeyInfo."""
     spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -68,62 +87,111 @@ def key_fingerprint(public_key: Ed25519PublicKey) -> str:
 
 
 def is_evidence(directory: Path) -> bool:
-    """Say whether `directory` holds (or held) evidence: a manifest or its signature is there."""
-    return any((directory / name).is_file() for name in (MANIFEST_NAME, SIGNATURE_NAME))
+    """Say whether `directory` holds evidence, of this or of the earlier format."""
+    return (directory / MANIFEST_NAME).is_file() or _is_earlier(directory)
 
 
-def sign_manifest(directory: Path, key: Ed25519PrivateKey, *, created: datetime) -> str:
-    """Write the manifest of all files in `directory` and its signature; return the fingerprint."""
+def _is_earlier(directory: Path) -> bool:
+    return all((directory / name).is_file() for name in _EARLIER_NAMES)
+
+
+def sign_manifest(directory: Path, key: Ed25519PrivateKey, report: Report) -> str:
+    """Write the signed manifest of all files in `directory`; return the key's fingerprint."""
     public_key = key.public_key()
-    manifest = {
-        "format": _FORMAT,
-        "created": created.isoformat(timespec="seconds"),
-        "public_key": base64.b64encode(
-            public_key.public_bytes(Encoding.Raw, PublicFormat.Raw)
-        ).decode(),
-        "files": [_entry(directory, path) for path in _files(directory)],
-    }
-    encoded = json.dumps(manifest, indent=1).encode() + b"\n"
-    (directory / MANIFEST_NAME).write_bytes(encoded)
-    (directory / SIGNATURE_NAME).write_bytes(key.sign(_signed_bytes(encoded)))
-    return key_fingerprint(public_key)
+    raw = public_key.public_bytes(Encoding.Raw, PublicFormat.Raw)
+    statement = Statement(
+        subject=tuple(_subject(directory, path) for path in _files(directory)),
+        predicate=predicate_of(report, public_key=base64.b64encode(raw).decode()),
+    )
+    fingerprint = key_fingerprint(public_key)
+    payload = msgspec.json.encode(statement)
+    envelope = seal_envelope(PAYLOAD_TYPE, payload, key, key_id=fingerprint)
+    (directory / MANIFEST_NAME).write_bytes(envelope.encode())
+    return fingerprint
 
 
-def check_manifest(directory: Path, *, fingerprint: str | None = None) -> tuple[str, list[Change]]:
-    """Return the fingerprint of the signing key, and everything that is not as it was signed.
+def check_manifest(directory: Path, *, fingerprint: str | None = None) -> Manifest:
+    """Check the signature, and find everything that is not as it was signed.
 
     With `fingerprint`, a manifest by any other key is a change too. Raises `InputError` where
-    `directory` is no evidence directory.
+    `directory` is no evidence directory, or one of the earlier format.
     """
-    if not directory.is_dir():
-        raise InputError(f"{directory}: no such directory; name one that `pfs prove` has written")
-    if not is_evidence(directory):
-        raise InputError(f"{directory}: not an evidence directory (it has no {MANIFEST_NAME})")
+    _require_evidence(directory)
     try:
-        encoded = _read_bounded(directory / MANIFEST_NAME, _MAX_MANIFEST_BYTES)
-        signature = _read_bounded(directory / SIGNATURE_NAME, _SIGNATURE_BYTES)
-        public_key, entries = _parse(encoded)
-    except _ManifestError as error:
-        return "", [Change(MANIFEST_NAME, str(error))]
-    actual = key_fingerprint(public_key)
-    try:
-        public_key.verify(signature, _signed_bytes(encoded))
+        envelope = _read_envelope(directory / MANIFEST_NAME)
+        statement = _read_statement(envelope)
+        public_key = Ed25519PublicKey.from_public_bytes(
+            base64.b64decode(statement.predicate.public_key, validate=True)
+        )
+        actual = key_fingerprint(public_key)
+        public_key.verify(envelope.signature, envelope.signed_bytes)
+    except EnvelopeError as error:
+        return Manifest("", [Change(MANIFEST_NAME, str(error))], None)
+    except (binascii.Error, ValueError):
+        return Manifest("", [Change(MANIFEST_NAME, "it holds no Ed25519 key")], None)
     except InvalidSignature:
-        return actual, [Change(MANIFEST_NAME, "the signature does not match")]
+        return Manifest("", [Change(MANIFEST_NAME, "the signature does not match")], None)
     changes = []
+    if envelope.key_id != actual:
+        changes.append(Change(MANIFEST_NAME, "its keyid is not that of the key that signed"))
     if fingerprint is not None and not hmac.compare_digest(
         fingerprint.strip().lower().encode(), actual.lower().encode()
     ):
         changes.append(Change(MANIFEST_NAME, f"signed by another key, {actual}"))
-    return actual, changes + list(_compare(directory, entries))
+    subjects = {subject.name: subject for subject in statement.subject}
+    if len(subjects) != len(statement.subject):
+        changes.append(Change(MANIFEST_NAME, "it names a file twice"))
+    return Manifest(actual, changes + list(_compare(directory, subjects)), statement.predicate)
 
 
-class _ManifestError(Exception):
-    """The manifest is not what a writer of this format writes."""
+def _require_evidence(directory: Path) -> None:
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such directory; name one that `pfs prove` has written")
+    if (directory / MANIFEST_NAME).is_file():
+        return
+    if _is_earlier(directory):
+        raise InputError(
+            f"{directory}: evidence of the earlier format pfs-manifest/1, made by pfs-transport "
+            f"{_earlier_version(directory)}; verify it with that version, or run `pfs prove` anew"
+        )
+    if not (directory / layout.REPORT_JSON).is_file():
+        raise InputError(f"{directory}: not an evidence directory (it has no {MANIFEST_NAME})")
+    # A report without a manifest is evidence that somebody took the manifest from.
 
 
-def _signed_bytes(encoded: bytes) -> bytes:
-    return _FORMAT.encode() + b"\0" + encoded
+def _earlier_version(directory: Path) -> str:
+    try:
+        report = json.loads(_read_bounded(directory / layout.REPORT_JSON))
+        return str(report["versions"]["pfs-transport"])[:40]
+    except (EnvelopeError, ValueError, KeyError, TypeError, RecursionError):
+        return "of unknown version"
+
+
+def _read_envelope(path: Path) -> Envelope:
+    envelope = Envelope.decode(_read_bounded(path))
+    if envelope.payload_type != PAYLOAD_TYPE:
+        raise EnvelopeError(f"its payload is not {PAYLOAD_TYPE}")
+    return envelope
+
+
+def _read_statement(envelope: Envelope) -> Statement:
+    try:
+        return msgspec.json.decode(envelope.payload, type=Statement)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise EnvelopeError("its payload is not a statement about evidence") from error
+
+
+def _read_bounded(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_MANIFEST_BYTES + 1)
+    except FileNotFoundError as error:
+        raise EnvelopeError("missing") from error
+    except OSError as error:
+        raise EnvelopeError(f"cannot be read: {error.strerror}") from error
+    if len(data) > _MAX_MANIFEST_BYTES:
+        raise EnvelopeError(f"larger than {_MAX_MANIFEST_BYTES} bytes")
+    return data
 
 
 def _files(directory: Path) -> list[str]:
@@ -136,58 +204,31 @@ def _files(directory: Path) -> list[str]:
         for path in directory.rglob("*")
         if path.is_symlink() or not path.is_dir()
     }
-    return sorted(found - {MANIFEST_NAME, SIGNATURE_NAME})
+    return sorted(found - {MANIFEST_NAME})
 
 
-def _entry(directory: Path, path: str) -> dict[str, object]:
+def _subject(directory: Path, path: str) -> Subject:
     with (directory / path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"path": path, "bytes": file.tell(), "sha256": digest}
+        return Subject(name=path, digest=Digest(digest), annotations=Length(file.tell()))
 
 
-def _read_bounded(path: Path, limit_bytes: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(limit_bytes + 1)
-    except OSError as error:
-        raise _ManifestError(f"{path.name} cannot be read: {error.strerror}") from error
-    if len(data) > limit_bytes:
-        raise _ManifestError(f"{path.name} is larger than {limit_bytes} bytes")
-    return data
-
-
-def _parse(encoded: bytes) -> tuple[Ed25519PublicKey, dict[str, tuple[int, str]]]:
-    try:
-        manifest = json.loads(encoded)
-        if manifest["format"] != _FORMAT:
-            raise _ManifestError("the manifest is of another format")
-        public_key = Ed25519PublicKey.from_public_bytes(
-            base64.b64decode(manifest["public_key"], validate=True)
-        )
-        entries = {
-            str(file["path"]): (int(file["bytes"]), str(file["sha256"]))
-            for file in manifest["files"]
-        }
-    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
-        raise _ManifestError("the manifest cannot be parsed") from error
-    return public_key, entries
-
-
-def _compare(directory: Path, entries: dict[str, tuple[int, str]]) -> Iterator[Change]:
+def _compare(directory: Path, subjects: dict[str, Subject]) -> Iterator[Change]:
     present = set(_files(directory))
-    for path in sorted(present - entries.keys()):
+    for path in sorted(present - subjects.keys()):
         yield Change(path, "added since it was signed")
-    for path, (length_bytes, sha256) in sorted(entries.items()):
+    for path, signed in sorted(subjects.items()):
         if path not in present:
             yield Change(path, "missing")
             continue
+        length_bytes = signed.annotations.length_bytes
         try:
             status = (directory / path).lstat()
             if not stat.S_ISREG(status.st_mode):
                 yield Change(path, "no longer a regular file")
             elif status.st_size != length_bytes:
                 yield Change(path, f"changed: {status.st_size} bytes instead of {length_bytes}")
-            elif _entry(directory, path)["sha256"] != sha256:
+            elif _subject(directory, path) != signed:
                 yield Change(path, "changed")
         except OSError as error:
             yield Change(path, f"cannot be read: {error.strerror}")

@@ -13,6 +13,8 @@ import msgspec
 
 from interop.census.values import Tally
 from interop.errors import InputError
+from interop.proof.circumstances import Machine, NotTested  # noqa: TC001 - msgspec reads them
+from interop.proof.opinions import SecondOpinion  # noqa: TC001 - the same
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +30,7 @@ __all__ = [
     "Tally",
     "Theft",
     "Verdict",
+    "contradiction",
     "failures",
     "read_report",
     "secrets_of",
@@ -107,12 +110,17 @@ class Skipped(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a run found. `verdict` and `failures` follow from the rest."""
+    """All that a run found. `verdict` and `failures` follow from the rest.
+
+    `started` and `created` are when the run began and when it was judged, RFC 3339 in UTC.
+    """
 
     format: Literal["pfs-report/1"] = FORMAT
     verdict: Verdict
     failures: tuple[str, ...]
+    started: str
     created: str
+    machine: Machine
     versions: dict[str, str]
     payload_bytes: int
     payload_sha256: str
@@ -123,6 +131,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     census: dict[str, int | Tally]
     replays: tuple[Replay, ...]
     replay_control: Replay
+    second_opinion: SecondOpinion
+    not_tested: tuple[NotTested, ...]
 
     @property
     def handshakes(self) -> int:
@@ -191,7 +201,7 @@ def _session_failures(sessions: tuple[Session, ...]) -> Iterator[str]:
 
 def _cell_failures(sessions: tuple[Session, ...], cells: tuple[Cell, ...]) -> Iterator[str]:
     for cell in cells:
-        if problem := _contradiction(cell):
+        if problem := contradiction(cell):
             yield f"{cell.session} with {cell.stolen} stolen: {problem}"
     own = {session.name: secrets_of(session.name) for session in sessions}
     tried = {(cell.session, cell.stolen) for cell in cells}
@@ -209,7 +219,7 @@ def _cell_failures(sessions: tuple[Session, ...], cells: tuple[Cell, ...]) -> It
             yield f"{name} was not opened by its own secrets"
 
 
-def _contradiction(cell: Cell) -> str:
+def contradiction(cell: Cell) -> str:
     """Say how a cell contradicts its expectation; empty where it does not."""
     if cell.observed != cell.expected:
         return f"{cell.observed}, expected {cell.expected} ({cell.reason})"

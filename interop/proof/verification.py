@@ -3,7 +3,11 @@
 First the manifest: its signature, and every file in the directory against it. Then everything in
 the report that can be recomputed is: what each recording shows of its session, every cell of the
 matrix, the census from its fingerprints, the replays from their captures, and the verdict from all
-of it. Nothing in the report is believed; it is what the recomputed values are compared with.
+of it; and from the report, what the manifest states beside its files, and the page for people.
+Nothing in the report is believed; it is what the recomputed values are compared with.
+
+The second opinion is asked for again where its program is installed. Where it is not, what the
+evidence records of it stands unrepeated, and a note says so.
 """
 
 from __future__ import annotations
@@ -16,10 +20,14 @@ from certs.errors import CertsError
 from interop.census.tallies import MOST_HANDSHAKES_IN_MEMORY
 from interop.census.values import FINGERPRINT_BYTES, count_distinct
 from interop.errors import InputError, InteropError
-from interop.proof import layout
+from interop.proof import layout, second_opinion
 from interop.proof.compromise import attack_recording, evaluate, observe_session, read_key_log
+from interop.proof.machine import library_versions
 from interop.proof.manifest import Change, check_manifest
 from interop.proof.model import Replay, Report, Tally, failures, read_report, verdict_of
+from interop.proof.opinions import SecondOpinion, contradictions
+from interop.proof.report.html import render_html
+from interop.proof.statement import predicate_of
 from interop.wire.session import KeyMaterial
 
 if TYPE_CHECKING:
@@ -34,13 +42,16 @@ class Verification(msgspec.Struct, frozen=True):
     """What came of checking an evidence directory.
 
     `changes` are files that are not as they were signed; `disagreements`, statements of the report
-    that its own recordings do not bear out. `report` is None where it could not be read.
+    that its own recordings do not bear out; `notes`, what could not be repeated here. `report` is
+    None where it could not be read, and `second_opinion` where it was not asked for again.
     """
 
     fingerprint: str
     changes: tuple[Change, ...]
     disagreements: tuple[str, ...]
     report: Report | None
+    notes: tuple[str, ...] = ()
+    second_opinion: SecondOpinion | None = None
 
     @property
     def intact(self) -> bool:
@@ -53,20 +64,91 @@ class Verification(msgspec.Struct, frozen=True):
         return self.intact and self.report is not None and self.report.verdict == "proved"
 
 
-def verify(directory: Path, *, fingerprint: str | None = None) -> Verification:
+def verify(
+    directory: Path, *, fingerprint: str | None = None, ask_again: bool = True
+) -> Verification:
     """Check `directory`; with `fingerprint`, it must be signed by that key.
 
-    Raises `InputError` where `directory` is no evidence directory at all.
+    Without `ask_again`, no second opinion is asked for. Raises `InputError` where `directory` is no
+    evidence directory at all.
     """
-    signer, changes = check_manifest(directory, fingerprint=fingerprint)
+    signer, changes, predicate = check_manifest(directory, fingerprint=fingerprint)
     try:
         report = _read(directory)
-        disagreements = tuple(_recompute(directory, report))
+        disagreements = list(_recompute(directory, report))
+        repeated: SecondOpinion | None = None
+        notes: list[str] = []
+        if ask_again and not changes:
+            repeated, notes, unlike = _ask_again(directory, report)
+            disagreements += unlike
     except (InteropError, CertsError) as error:
         # Evidence that cannot even be read any more is changed evidence, not bad usage.
         changes.append(Change("evidence", str(error)))
         return Verification(signer, tuple(changes), (), None)
-    return Verification(signer, tuple(changes), disagreements, report)
+    if predicate is not None and predicate != predicate_of(report, public_key=predicate.public_key):
+        disagreements.append("the manifest's predicate is not what the report yields")
+    notes += _page_notes(directory, report, disagreements)
+    return Verification(
+        signer, tuple(changes), tuple(disagreements), report, tuple(notes), repeated
+    )
+
+
+def _ask_again(directory: Path, report: Report) -> tuple[SecondOpinion, list[str], list[str]]:
+    """Ask for the second opinion anew; return it, notes, and what it contradicts."""
+    stated = report.second_opinion
+    repeated = second_opinion.ask(
+        directory,
+        report.sessions,
+        report.thefts,
+        report.cells,
+        payload_bytes=report.payload_bytes,
+        payload_sha256=report.payload_sha256,
+    )
+    if repeated.version is None:
+        return repeated, [f"the second opinion was not repeated: {repeated.reason}"], []
+    unlike = [f"second opinion: {text}" for text in contradictions(report.cells, repeated)]
+    if stated.version is None:
+        note = (
+            f"{repeated.program} {repeated.version} was asked here; the evidence records no opinion"
+        )
+        return repeated, [note], unlike
+    if repeated.version != stated.version:
+        note = (
+            f"the second opinion is {repeated.program} {repeated.version}'s; "
+            f"recorded was {stated.version}'s"
+        )
+        return repeated, [note], unlike
+    notes = []
+    for old, new in zip(stated.opinions, repeated.opinions, strict=False):
+        if None in {old.observed, new.observed}:
+            if new.observed is None and old.observed is not None:
+                notes.append(f"{old.session} with {old.stolen} stolen: {new.reason}")
+        elif old != new:
+            unlike.append(
+                f"second opinion on {old.session} with {old.stolen} stolen: not as stated"
+            )
+    if len(stated.opinions) != len(repeated.opinions):
+        unlike.append("the second opinion is not on the cells of the matrix")
+    return repeated, notes, unlike
+
+
+def _page_notes(directory: Path, report: Report, disagreements: list[str]) -> list[str]:
+    """Compare the page for people with the report, where this version of us made it."""
+    made_by, ours = (
+        versions.get("pfs-transport") for versions in (report.versions, library_versions())
+    )
+    if made_by != ours:
+        return [f"{layout.REPORT_HTML} was not compared: pfs-transport {made_by} made it"]
+    page = directory / layout.REPORT_HTML
+    rendered = render_html(report).encode()
+    try:
+        with page.open("rb") as file:
+            stored = file.read(len(rendered) + 1)
+    except OSError:
+        return []  # the manifest names it, and says that it is missing
+    if stored != rendered:
+        disagreements.append(f"{layout.REPORT_HTML} does not show what the report states")
+    return []
 
 
 def _read(directory: Path) -> Report:
@@ -94,12 +176,15 @@ def _recompute(directory: Path, report: Report) -> list[str]:
     tallies = _tallies(directory)
     replays = tuple(_recount(directory, replay) for replay in report.replays)
     replay_control = _recount(directory, report.replay_control)
-    found = failures(
-        sessions=sessions,
-        cells=cells,
-        tallies=tallies,
-        replays=replays,
-        replay_control=replay_control,
+    found = (
+        *failures(
+            sessions=sessions,
+            cells=cells,
+            tallies=tallies,
+            replays=replays,
+            replay_control=replay_control,
+        ),
+        *contradictions(cells, report.second_opinion),
     )
     compared: list[tuple[str, object, object]] = [
         ("the recorded sessions", report.sessions, sessions),

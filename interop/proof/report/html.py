@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from interop.census.report import excluded_bits
+from interop.proof.report.stories import second_opinion_line, stories_of
 
 if TYPE_CHECKING:
     from interop.proof.model import Report
@@ -25,6 +26,9 @@ def render_html(report: Report) -> str:
     )
     return environment.get_template("report.html").render(
         report=report,
-        cells={(cell.session, cell.stolen): cell for cell in report.cells},
+        stories=stories_of(report),
+        controls=sum(cell.control for cell in report.cells),
+        controls_opened=sum(cell.control and cell.whole for cell in report.cells),
+        second_opinion=second_opinion_line(report),
         excluded_bits=excluded_bits,
     )

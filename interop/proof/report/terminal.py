@@ -8,6 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from interop.proof.report.stories import second_opinion_line
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -35,6 +37,7 @@ def print_report(console: Console, report: Report) -> None:
     console.print()
     console.print(f"census   {_census_line(report)}")
     console.print(f"replays  {_replay_line(report)}")
+    console.print(f"second   {second_opinion_line(report)}", markup=False)
     for failure in report.failures:
         console.print(Text(f"refuted  {failure}", style="bold red"))
     style = "bold green" if report.verdict == "proved" else "bold red"
@@ -110,6 +113,8 @@ def print_verification(console: Console, verification: Verification) -> None:
         console.print(Text(f"changed  {change.path}: {change.problem}", style="bold red"))
     for disagreement in verification.disagreements:
         console.print(Text(f"wrong    {disagreement}", style="bold red"))
+    for note in verification.notes:
+        console.print(f"note     {note}", style="dim", markup=False)
     if verification.intact:
         console.print("intact   every file is as it was signed; every verdict was recomputed")
     if verification.fingerprint:
