@@ -110,13 +110,18 @@ def predicate_of(report: Report, *, public_key: str) -> Predicate:
             if (version := report.second_opinion.version)
             else {}
         ),
-        started_on=report.started,
-        finished_on=report.created,
+        started_on=_in_utc(report.started),
+        finished_on=_in_utc(report.created),
         verdict=report.verdict,
         samples=_samples(report),
         not_tested=report.not_tested,
         public_key=public_key,
     )
+
+
+def _in_utc(time: str) -> str:
+    """Spell a time in UTC as in-toto's Timestamp has to be: with a Z."""
+    return f"{time.removesuffix('+00:00')}Z" if time.endswith("+00:00") else time
 
 
 def _samples(report: Report) -> Samples:

@@ -21,6 +21,7 @@ from interop.census.tallies import MOST_HANDSHAKES_IN_MEMORY
 from interop.census.values import FINGERPRINT_BYTES, count_distinct
 from interop.errors import InputError, InteropError
 from interop.proof import layout, second_opinion
+from interop.proof.circumstances import not_tested
 from interop.proof.compromise import attack_recording, evaluate, observe_session, read_key_log
 from interop.proof.machine import library_versions
 from interop.proof.manifest import Change, check_manifest
@@ -87,7 +88,7 @@ def verify(
         return Verification(signer, tuple(changes), (), None)
     if predicate is not None and predicate != predicate_of(report, public_key=predicate.public_key):
         disagreements.append("the manifest's predicate is not what the report yields")
-    notes += _page_notes(directory, report, disagreements)
+    notes += _compare_wording(directory, report, disagreements)
     return Verification(
         signer, tuple(changes), tuple(disagreements), report, tuple(notes), repeated
     )
@@ -132,17 +133,22 @@ def _ask_again(directory: Path, report: Report) -> tuple[SecondOpinion, list[str
     return repeated, notes, unlike
 
 
-def _page_notes(directory: Path, report: Report, disagreements: list[str]) -> list[str]:
-    """Compare the page for people with the report, where this version of us made it."""
+def _compare_wording(directory: Path, report: Report, disagreements: list[str]) -> list[str]:
+    """Compare what follows from the report in words of ours, if this version of us wrote them.
+
+    These are the page for people and the limits of the run. Returns a note where it did not.
+    """
     made_by, ours = (
         versions.get("pfs-transport") for versions in (report.versions, library_versions())
     )
     if made_by != ours:
-        return [f"{layout.REPORT_HTML} was not compared: pfs-transport {made_by} made it"]
-    page = directory / layout.REPORT_HTML
-    rendered = render_html(report).encode()
+        return [f"the page and the limits were not compared: pfs-transport {made_by} wrote them"]
+    skipped = ((entry.name, entry.reason) for entry in report.skipped)
+    if report.not_tested != not_tested(skipped, report.second_opinion):
+        disagreements.append("the report does not state all that was not tested")
+    rendered = render_html(report).encode("utf-8", "replace")
     try:
-        with page.open("rb") as file:
+        with (directory / layout.REPORT_HTML).open("rb") as file:
             stored = file.read(len(rendered) + 1)
     except OSError:
         return []  # the manifest names it, and says that it is missing

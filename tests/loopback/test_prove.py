@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from interop.errors import InputError
 from interop.proof.application import payload_in
 from interop.proof.compromise import attack_recording, read_key_log
 from interop.proof.manifest import check_manifest, key_fingerprint, sign_manifest
+from interop.proof.model import read_report
 from interop.proof.replay import MANNERS
 from interop.proof.verification import verify
 from interop.wire.session import KeyMaterial
@@ -195,11 +195,11 @@ def test_one_changed_byte_in_any_file_is_found(copy: Path) -> None:
     assert check_manifest(copy)[1] == []
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "manifest.sig"])
-def test_every_byte_of_the_manifest_counts(copy: Path, name: str) -> None:
-    path = copy / name
+def test_every_byte_of_the_manifest_counts(copy: Path) -> None:
+    path = copy / "manifest.intoto.json"
     original = path.read_bytes()
-    for position in range(len(original)):
+    payload_end = original.index(b'"payloadType"')
+    for position in (*range(0, payload_end, 16), *range(payload_end, len(original))):
         spoiled = bytearray(original)
         spoiled[position] ^= 1
         path.write_bytes(spoiled)
@@ -215,11 +215,14 @@ def test_every_byte_of_the_manifest_counts(copy: Path, name: str) -> None:
         pytest.param(lambda copy: (copy / "captures/link").symlink_to("/"), id="link added"),
         pytest.param(lambda copy: (copy / "report.html").unlink(), id="removed"),
         pytest.param(lambda copy: (copy / "report.json").unlink(), id="report removed"),
-        pytest.param(lambda copy: (copy / "manifest.json").unlink(), id="manifest removed"),
-        pytest.param(lambda copy: (copy / "manifest.sig").write_bytes(b""), id="signature emptied"),
-        pytest.param(lambda copy: (copy / "manifest.json").write_text("{"), id="manifest broken"),
+        pytest.param(lambda copy: (copy / "manifest.intoto.json").unlink(), id="manifest removed"),
+        pytest.param(lambda copy: (copy / "manifest.intoto.json").write_bytes(b""), id="emptied"),
         pytest.param(
-            lambda copy: (copy / "manifest.json").write_text("[" * 100_000), id="manifest nested"
+            lambda copy: (copy / "manifest.intoto.json").write_text("{"), id="manifest broken"
+        ),
+        pytest.param(
+            lambda copy: (copy / "manifest.intoto.json").write_text("[" * 100_000),
+            id="manifest nested",
         ),
         pytest.param(
             lambda copy: os.truncate(copy / "captures/tls13-x25519.pcapng", 5000), id="cut off"
@@ -243,7 +246,8 @@ def test_verify_fails_on_any_change(
 
 def resign(directory: Path) -> None:
     """Sign spoiled evidence anew, as a forger would who cannot be asked for a fingerprint."""
-    sign_manifest(directory, Ed25519PrivateKey.generate(), created=datetime.now(UTC))
+    report = read_report((directory / "report.json").read_bytes())
+    sign_manifest(directory, Ed25519PrivateKey.generate(), report)
 
 
 def edit_report(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:

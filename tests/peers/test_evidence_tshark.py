@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from interop.peers.programs import Program, format_version
 from interop.peers.tshark import decrypt_with_tshark, validate_capture
+from interop.proof import second_opinion
 from interop.proof.application import payload_in
+from interop.proof.manifest import sign_manifest
+from interop.proof.model import read_report
+from interop.proof.opinions import SecondOpinion, contradictions, standing
+from interop.proof.report.html import render_html
+from interop.proof.verification import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from conftest import Proof
+
+    from interop.proof.model import Cell
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +58,79 @@ def test_tshark_opens_what_we_open_and_nothing_else(proof: Proof) -> None:
             continue  # tshark cannot open a key store
         recovered = payload_in(theirs.client_to_server)
         assert recovered == (proof.payload if cell["observed"] == "opened" else b""), cell
+
+
+def test_the_report_records_what_tshark_said_and_where_it_could_not_be_asked(
+    proof: Proof, require_program: Callable[[str], Program]
+) -> None:
+    report = read_report((proof.directory / "report.json").read_bytes())
+    second = report.second_opinion
+    assert second.version == format_version(require_program("tshark").version)
+    assert len(second.opinions) == len(report.cells)
+    for cell, opinion in zip(report.cells, second.opinions, strict=True):
+        assert (cell.session, cell.stolen) == (opinion.session, opinion.stolen)
+        if cell.stolen == "key-store":
+            assert opinion.observed is None
+            assert opinion.reason
+        else:
+            assert standing(cell, opinion) == "agrees", opinion
+            assert opinion.recovered_bytes == cell.recovered_bytes
+    assert any(limit.what == "tshark's opinion on key-store" for limit in report.not_tested)
+
+
+def ask(proof: Proof, cells: Sequence[Cell], *, limit_seconds: float = 60) -> SecondOpinion:
+    report = read_report((proof.directory / "report.json").read_bytes())
+    return second_opinion.ask(
+        proof.directory,
+        report.sessions,
+        report.thefts,
+        cells,
+        payload_bytes=report.payload_bytes,
+        payload_sha256=report.payload_sha256,
+        limit_seconds=limit_seconds,
+    )
+
+
+def test_a_decryptor_of_ours_that_opens_nothing_is_contradicted(proof: Proof) -> None:
+    """The broken attacker says *closed* everywhere; tshark, asked again alone, does not."""
+    report = read_report((proof.directory / "report.json").read_bytes())
+    broken = [
+        msgspec.structs.replace(cell, observed="closed", recovered_bytes=0, whole=False)
+        for cell in report.cells
+    ]
+    refuted = list(contradictions(broken, ask(proof, broken)))
+    opened = [
+        cell for cell in report.cells if cell.observed == "opened" and cell.stolen != "key-store"
+    ]
+    assert len(refuted) == len(opened) > 3
+
+
+def test_tshark_is_given_so_much_time_and_no_more(proof: Proof) -> None:
+    report = read_report((proof.directory / "report.json").read_bytes())
+    opinion = ask(proof, report.cells, limit_seconds=0)
+    assert {each.observed for each in opinion.opinions} == {None}
+    assert any("in time" in each.reason for each in opinion.opinions)
+
+
+def test_verify_repeats_the_second_opinion_and_finds_one_that_was_forged(
+    proof: Proof, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(proof.directory, tmp_path / "copy"))
+    report = read_report((copy / "report.json").read_bytes())
+    first = report.second_opinion.opinions[0]
+    assert first.observed == "closed"
+    forged = msgspec.structs.replace(
+        report,
+        second_opinion=msgspec.structs.replace(
+            report.second_opinion,
+            opinions=(
+                msgspec.structs.replace(first, recovered_bytes=1),
+                *report.second_opinion.opinions[1:],
+            ),
+        ),
+    )
+    (copy / "report.json").write_bytes(forged.to_json())
+    (copy / "report.html").write_text(render_html(forged), "utf-8")
+    sign_manifest(copy, Ed25519PrivateKey.generate(), forged)
+    assert any("second opinion on" in text for text in verify(copy).disagreements)
+    assert verify(copy, ask_again=False).disagreements == ()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import itertools
 import json
 from typing import TYPE_CHECKING
 
 import pytest
 from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,7 +64,7 @@ def test_the_matrix_is_drawn_as_the_report_has_it(browser: webdriver.Chrome, pro
         icon = cell.find_element(By.TAG_NAME, "svg")
         assert icon.size["width"] > 10
         observed = cell.get_attribute("data-observed")
-        assert cell.text.startswith(observed)
+        assert cell.text.split("\n")[0] == observed
         colours[observed].add(cell.value_of_css_property("background-color"))
         drawn[cell.get_attribute("data-session"), cell.get_attribute("data-stolen")] = observed
     assert drawn == {
@@ -86,7 +90,15 @@ def test_text_is_legible_in_both_schemes(
         {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
     )
     open_report(browser, proof)
-    for selector in ("body", "header.verdict", "td.closed", "td.opened", "tbody th"):
+    for selector in (
+        "body",
+        "header.verdict",
+        "td.closed",
+        "td.opened",
+        "tbody th",
+        ".quiet",
+        ".sums dt",
+    ):
         element = browser.find_element(By.CSS_SELECTOR, selector)
         ink, paper = (
             luminance(browser.execute_script(EFFECTIVE, element, which))
@@ -115,15 +127,149 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_a_narrow_screen_scrolls_the_matrix_and_not_the_page(
-    browser: webdriver.Chrome, proof: Proof
-) -> None:
+def set_screen(browser: webdriver.Chrome, width: int, height: int) -> None:
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
-        {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True},
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True},
     )
+
+
+@pytest.mark.parametrize("width", [360, 390, 768])
+def test_a_narrow_screen_does_not_scroll_sideways(
+    browser: webdriver.Chrome, proof: Proof, width: int
+) -> None:
+    set_screen(browser, width, 780)
     open_report(browser, proof)
     overflow = browser.execute_script(
         "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     )
     assert overflow <= 0
+
+
+def test_on_a_phone_every_cell_says_whose_it_is_and_is_whole(
+    browser: webdriver.Chrome, proof: Proof
+) -> None:
+    set_screen(browser, 360, 780)
+    open_report(browser, proof)
+    tiles = browser.find_elements(By.CSS_SELECTOR, "td.cell .tile")
+    report = json.loads((proof.directory / "report.json").read_bytes())
+    assert len(tiles) == len(report["cells"])
+    for tile in tiles:
+        rect = tile.rect
+        assert rect["x"] >= 0
+        assert rect["x"] + rect["width"] <= 360
+        assert rect["width"] >= 44  # a finger's width
+        assert rect["height"] >= 44
+        assert tile.find_element(By.CLASS_NAME, "of").is_displayed()
+    smallest = browser.execute_script(
+        "return Math.min(...[...document.querySelectorAll('main *')]"
+        ".filter(e => e.checkVisibility() && !e.closest('.unseen'))"
+        ".map(e => parseFloat(getComputedStyle(e).fontSize)))"
+    )
+    assert smallest >= 11
+
+
+def press(browser: webdriver.Chrome, *keys: str) -> None:
+    ActionChains(browser).send_keys(*keys).perform()
+
+
+def opened_stories(browser: webdriver.Chrome) -> list[str]:
+    return browser.execute_script(
+        "return [...document.querySelectorAll('.story:popover-open')].map(e => e.id)"
+    )
+
+
+def test_each_cell_is_reached_by_keyboard_and_its_story_opened(
+    browser: webdriver.Chrome, proof: Proof
+) -> None:
+    open_report(browser, proof)
+    report = json.loads((proof.directory / "report.json").read_bytes())
+    expected = {(cell["session"], cell["stolen"]) for cell in report["cells"]}
+    reached = set()
+    for _step in range(len(expected) + 20):
+        press(browser, Keys.TAB)
+        tile = browser.switch_to.active_element
+        if tile.get_attribute("class") != "tile":
+            continue
+        outline = tile.value_of_css_property("outline-style")
+        assert outline == "solid"  # one sees where one is
+        cell = tile.find_element(By.XPATH, "..")
+        key = cell.get_attribute("data-session"), cell.get_attribute("data-stolen")
+        press(browser, Keys.ENTER)
+        (story,) = opened_stories(browser)
+        assert story == tile.get_attribute("popovertarget")
+        text = browser.find_element(By.ID, story).text
+        assert key[0] in text
+        assert cell.get_attribute("data-observed") in text
+        assert "Expected" in text
+        assert "RFC" in text
+        press(browser, Keys.ESCAPE)
+        assert opened_stories(browser) == []
+        assert browser.switch_to.active_element == tile
+        reached.add(key)
+        if reached == expected:
+            break
+    assert reached == expected
+
+
+def test_a_story_closes_by_its_button_and_its_link_leads_to_the_capture(
+    browser: webdriver.Chrome, proof: Proof
+) -> None:
+    open_report(browser, proof)
+    press(browser, Keys.TAB)  # the matrix, which scrolls by arrow keys where it is too wide
+    press(browser, Keys.TAB, Keys.SPACE)
+    (story,) = opened_stories(browser)
+    link = browser.find_element(By.CSS_SELECTOR, f"#{story} a").get_attribute("href")
+    assert link == (proof.directory / "captures/tls12-ecdhe.pcapng").as_uri()
+    assert browser.switch_to.active_element.text == "Close"
+    press(browser, Keys.ENTER)
+    assert opened_stories(browser) == []
+
+
+def test_colours_follow_the_scheme(browser: webdriver.Chrome, proof: Proof) -> None:
+    papers = []
+    for scheme in ("light", "dark"):
+        browser.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia",
+            {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+        )
+        open_report(browser, proof)
+        body = browser.find_element(By.TAG_NAME, "body")
+        papers.append(luminance(body.value_of_css_property("background-color")))
+    light, dark = papers
+    assert light > 0.9
+    assert dark < 0.05
+
+
+def test_print_lists_every_story_in_light_colours(browser: webdriver.Chrome, proof: Proof) -> None:
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]},
+    )
+    open_report(browser, proof)
+    stories = browser.find_elements(By.CLASS_NAME, "story")
+    report = json.loads((proof.directory / "report.json").read_bytes())
+    assert len(stories) == len(report["cells"])
+    for story, following in itertools.pairwise(stories):
+        assert story.is_displayed()
+        assert story.rect["y"] + story.rect["height"] <= following.rect["y"]
+    assert not any(
+        button.is_displayed() for button in browser.find_elements(By.CLASS_NAME, "close")
+    )
+    body = browser.find_element(By.TAG_NAME, "body")
+    assert luminance(body.value_of_css_property("background-color")) > 0.9
+    pages = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})["data"]
+    assert base64.b64decode(pages).startswith(b"%PDF")
+
+
+def test_without_its_style_the_page_still_says_everything(
+    browser: webdriver.Chrome, proof: Proof
+) -> None:
+    """As screen readers and browsers without popovers have it: in order, verdict first."""
+    page = (proof.directory / "report.html").read_text("utf-8")
+    assert page.index('id="verdict"') < page.index('class="matrix"') < page.index('class="census"')
+    open_report(browser, proof)
+    names = browser.execute_script(
+        "return [...document.querySelectorAll('td.cell button')].map(e => e.textContent)"
+    )
+    assert len(set(names)) == len(names)  # each says what it is of
