@@ -7,11 +7,15 @@ import itertools
 import json
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+
+from interop.proof.model import read_report
+from interop.proof.report.html import render_html
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     from conftest import Proof
 
     from interop.peers.programs import Program
+    from interop.proof.model import Report
 
 
 @pytest.fixture
@@ -144,6 +149,45 @@ def test_a_narrow_screen_does_not_scroll_sideways(
         "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     )
     assert overflow <= 0
+
+
+@pytest.mark.parametrize(("width", "height"), [(360, 780), (1280, 900)])
+def test_a_matrix_that_is_too_wide_scrolls_in_its_own_box(
+    browser: webdriver.Chrome, proof: Proof, tmp_path: Path, width: int, height: int
+) -> None:
+    report = read_report((proof.directory / "report.json").read_bytes())
+    page = tmp_path / "wide.html"
+    page.write_text(render_html(widened(report, 4)), "utf-8")
+    set_screen(browser, width, height)
+    browser.get(page.as_uri())
+    overflow = browser.execute_script(
+        "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    )
+    assert overflow <= 0
+    tiles = browser.find_elements(By.CSS_SELECTOR, "td.cell .tile")
+    assert len(tiles) == 4 * len(report.cells)
+
+
+def widened(report: Report, times: int) -> Report:
+    """Give a report with so many times as many sessions."""
+
+    def renamed(name: str, number: int) -> str:
+        return f"{name}-again-{number}" if number else name
+
+    replace = msgspec.structs.replace
+    return replace(
+        report,
+        sessions=tuple(
+            replace(session, name=renamed(session.name, number))
+            for number in range(times)
+            for session in report.sessions
+        ),
+        cells=tuple(
+            replace(cell, session=renamed(cell.session, number))
+            for number in range(times)
+            for cell in report.cells
+        ),
+    )
 
 
 def test_on_a_phone_every_cell_says_whose_it_is_and_is_whole(
