@@ -228,3 +228,21 @@ def test_without_the_programs_the_proof_says_what_it_did_not_test(
     assert "the second opinion was not repeated: tshark is not installed" in " ".join(
         verified.stdout.split()
     )
+
+
+def test_the_command_writes_reports_for_other_programs_and_over_none(
+    proof: Proof, tmp_path: Path, pfs: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    options = ["--no-tshark"]
+    for kind in ("junit", "sarif", "markdown"):
+        options += [f"--{kind}", str(tmp_path / kind)]
+    assert pfs("verify", proof.directory, *options).returncode == 0
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert written.keys() == {"junit", "sarif", "markdown"}
+    assert b'failures="0"' in written["junit"]
+    assert json.loads(written["sarif"])["version"] == "2.1.0"
+    assert written["markdown"].decode().startswith("## ✅ Evidence intact")
+    again = pfs("verify", proof.directory, *options)
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert "in the way" in again.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == written

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+from interop.census.report import excluded_bits
 from interop.proof import layout
 from interop.proof.model import contradiction
 from interop.proof.opinions import standing
-from interop.census.report import excluded_bits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from interop.census.report import excluded_bits
 from interop.proof.model import contradiction
 from interop.proof.report.stories import second_opinion_line
-from interop.census.report import excluded_bits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
