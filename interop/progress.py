@@ -1,12 +1,12 @@
-"""Progress of long work on stderr: a live line on a terminal, one line a stage elsewhere."""
+"""Progress of long work on stderr: a live line on a terminal, one line a stage elsewhere.
+
+What draws it is imported by who draws it: a command that prints JSON has no use for it.
+"""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING, Self
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from interop.interruption import raise_lost_interrupt
 
@@ -37,6 +37,15 @@ class ConsoleProgress(SilentProgress):
     """Shows the present stage, with a bar where its length is known."""
 
     def __init__(self) -> None:
+        from rich.console import Console  # noqa: PLC0415 - see the top
+        from rich.progress import (  # noqa: PLC0415 - see the top
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+
         self._console = Console(stderr=True, highlight=False)
         self._live = sys.stderr.isatty()
         self._progress = Progress(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from certs.errors import CertsError
-from interop.cli import keys, keys_access, keys_upkeep, policy, proof, serve, uniqueness
+from interop.cli import policy, proof, serve, uniqueness
 from interop.errors import InteropError
 from interop.interruption import remember_interrupts
 
@@ -41,9 +41,6 @@ application.add_typer(proof.commands)
 application.add_typer(uniqueness.commands)
 application.add_typer(serve.commands)
 application.add_typer(policy.commands, name="policy")
-keys.commands.add_typer(keys_access.commands)
-keys.commands.add_typer(keys_upkeep.commands)
-application.add_typer(keys.commands, name="keys")
 
 
 def main() -> None:
@@ -52,7 +49,10 @@ def main() -> None:
     remember_interrupts()
     try:
         # Not standalone: a usage error is then one line of ours, like any other bad input.
-        status = application(sys.argv[1:] or ["--help"], standalone_mode=False)
+        arguments = sys.argv[1:] or ["--help"]
+        if arguments[0] not in _names_without_keys():
+            _add_keys()
+        status = application(arguments, standalone_mode=False)
     except (InteropError, CertsError) as error:
         status = _complain(str(error))
     except typer.TyperException as error:
@@ -67,6 +67,21 @@ def main() -> None:
     if status == _EXIT_INTERRUPTED:
         _complain("interrupted; nothing was written")
     sys.exit(status)
+
+
+def _names_without_keys() -> set[str | None]:
+    return {
+        command.name for module in (proof, serve, uniqueness) for command in module.commands.registered_commands
+    }
+
+
+def _add_keys() -> None:
+    """Add ``pfs keys``: forty commands, which take longer to spell out than to leave out."""
+    from interop.cli import keys, keys_access, keys_upkeep  # noqa: PLC0415 - see the top
+
+    keys.commands.add_typer(keys_access.commands)
+    keys.commands.add_typer(keys_upkeep.commands)
+    application.add_typer(keys.commands, name="keys")
 
 
 def _terminate(number: int, _frame: FrameType | None) -> NoReturn:

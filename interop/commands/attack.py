@@ -5,11 +5,12 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from interop.commands.output import complain, console, print_json
+import msgspec
+
+from interop.commands.output import complain, console, print_json_lists
 from interop.progress import ConsoleProgress, SilentProgress
 from interop.proof.attack import AttackReport, attack_captures
 from interop.proof.directory import whole_directory
-from interop.proof.report.terminal import print_attack
 from interop.proof.stolen import load_stolen
 
 if TYPE_CHECKING:
@@ -42,7 +43,10 @@ def run(
     for problem in report.problems:
         complain(f"{problem.file}: {problem.message}")
     if as_json:
-        print_json(report)
+        problems_encoded = map(msgspec.json.encode, report.problems)
+        print_json_lists({"sessions": report.sessions.encoded(), "problems": problems_encoded})
     else:
+        from interop.proof.report.terminal import print_attack  # noqa: PLC0415 - brings rich
+
         print_attack(console(), report)
     return 0

@@ -6,22 +6,40 @@ import sys
 from typing import TYPE_CHECKING
 
 import msgspec
-from rich.console import Console
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-__all__ = ["complain", "console", "print_json"]
+    from rich.console import Console
+
+__all__ = ["complain", "console", "print_json", "print_json_lists"]
 
 
 def console() -> Console:
     """Return the console of a command's report: no emphasis but the report's own."""
+    from rich.console import Console  # noqa: PLC0415 - who prints JSON need not wait for it
+
     return Console(highlight=False)
 
 
 def print_json(value: msgspec.Struct | Mapping[str, object]) -> None:
     """Print a value as indented JSON with a final newline."""
     sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+
+
+def print_json_lists(lists: Mapping[str, Iterable[bytes]]) -> None:
+    """Print an object of lists as `print_json` would, one encoded item at a time."""
+    write = sys.stdout.buffer.write
+    before_list = b"{\n"
+    for name, items in lists.items():
+        write(before_list + b" " + msgspec.json.encode(name) + b": [")
+        before_list = b",\n"
+        before_item, after_items = b"\n  ", b"]"
+        for item in items:
+            write(before_item + msgspec.json.format(item, indent=1).replace(b"\n", b"\n  "))
+            before_item, after_items = b",\n  ", b"\n ]"
+        write(after_items)
+    write(b"\n}\n")
 
 
 def complain(message: str) -> None:

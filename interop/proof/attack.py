@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -11,6 +11,7 @@ from interop.capture.files import CaptureProblem, read_streams
 from interop.capture.items import SECRETS_TYPE_TLS_KEY_LOG, DecryptionSecrets
 from interop.direction import Direction
 from interop.proof.attacker import Attacker, PlaintextSink, SessionResult, discard
+from interop.proof.results import ResultFile
 from interop.proof.stolen import Problem
 from interop.wire.key_log import KeyLog
 
@@ -29,10 +30,10 @@ class AttackedSession(SessionResult, frozen=True, kw_only=True):
     capture: str
 
 
-class AttackReport(msgspec.Struct, frozen=True):
-    """What came of attacking some captures."""
+class AttackReport(NamedTuple):
+    """What came of attacking some captures; the sessions are on disk, see `results`."""
 
-    sessions: tuple[AttackedSession, ...]
+    sessions: ResultFile
     problems: tuple[Problem, ...]
 
 
@@ -48,14 +49,19 @@ def attack_captures(
     There are two files for a session that opened, ``CAPTURE-STREAM-client.bin`` and
     ``-server.bin``, mode 0600. Raises `InputError` for a file that is not a capture.
     """
-    sessions: list[AttackedSession] = []
+    sessions = ResultFile(AttackedSession)
     problems: list[Problem] = []
     for number, path in enumerate(captures, start=1):
+
+        def settle(result: SessionResult, number: int = number, path: Path = path) -> None:
+            facts = msgspec.structs.asdict(result)
+            sessions.add(number, AttackedSession(capture=str(path), **facts))
+
         sink: PlaintextSink = discard
         if plaintext is not None:
             prefix = f"{number}-" if len(captures) > 1 else ""
             sink = _writer(plaintext, f"{prefix}{path.name}")
-        attacker = Attacker(keys, sink)
+        attacker = Attacker(keys, sink, settle)
         for event in read_streams(path):
             match event:
                 case CaptureProblem(packet_number=packet, message=message):
@@ -66,11 +72,8 @@ def attack_captures(
                         attacker.add_key_log(KeyLog.parse(data))
                 case _:
                     attacker.feed(event)
-        sessions += [
-            AttackedSession(capture=str(path), **msgspec.structs.asdict(result))
-            for result in attacker.finish()
-        ]
-    return AttackReport(tuple(sessions), tuple(problems))
+        attacker.finish()
+    return AttackReport(sessions, tuple(problems))
 
 
 def _writer(folder: Path, name: str) -> PlaintextSink:

@@ -82,15 +82,23 @@ class Attacker:
     `stolen` is one secret, or several put together in `KeyMaterial`. Feed it the events of
     `interop.capture.files.read_streams` in their order, then `finish`; or let `attack` do both.
     What stays closed is a result with a reason, whatever was stolen and whatever was recorded: no
-    method raises for that. `connections` counts TCP connections with data, TLS or not.
+    method raises for that. `connections` counts TCP connections with data, TLS or not. With
+    `settled`, each result goes there as soon as its session has ended, in no order, and `finish`
+    returns none.
     """
 
-    def __init__(self, stolen: KeyMaterial | Secret, sink: PlaintextSink = discard) -> None:
+    def __init__(
+        self,
+        stolen: KeyMaterial | Secret,
+        sink: PlaintextSink = discard,
+        settled: Callable[[SessionResult], None] | None = None,
+    ) -> None:
         self._keys = stolen if isinstance(stolen, KeyMaterial) else KeyMaterial.of(stolen)
         self._learned = LearnedSecrets()
         self._sink = sink
         self._targets: dict[Connection, _Target] = {}
         self._results: list[SessionResult] = []
+        self._settled = settled or self._results.append
         self.connections = 0
 
     def attack(self, recorded: Iterable[object]) -> list[SessionResult]:
@@ -133,7 +141,7 @@ class Attacker:
     def _settle(self, connection: Connection) -> None:
         result = self._targets.pop(connection).result()
         if result is not None:
-            self._results.append(result)
+            self._settled(result)
 
 
 class _Target:

@@ -1,8 +1,8 @@
 """How fast the attacker decrypts, beside tshark, on the same capture in the same run.
 
-Makes a capture of one real TLS 1.3 session that carries 200 MB, and one of the same session's
-first kilobyte. Then `pfs attack` and tshark read each in turn, as whole processes, with the same
-key log; both decrypt everything and write nothing of it. The small capture's time is what a
+Makes a capture of real TLS 1.3 sessions that carry 200 MB together, one or many of them, and one
+of a session of a kilobyte. Then `pfs attack` and tshark read each in turn, as whole processes, with the
+same key log; both decrypt everything and write nothing of it. The small capture's time is what a
 program takes to start: MB/s are given with it and without, the latter being the decryptor's own.
 """
 
@@ -11,24 +11,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from captures import Pair, long_session, short_sessions, write_capture
 
 import transport
-from certs.authority import CertificateAuthority
-from certs.keystore import KeyStore
-from certs.keystore.kek import create_kek
-from interop.capture.recorder import RecordingRelay
 from interop.errors import PeerUnavailable
 from interop.peers.programs import find_program
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from captures import Turn
 
 MEGABYTE = 1_000_000
 CAPTURE, KEY_LOG = "capture.pcapng", "keys.log"
@@ -56,48 +56,17 @@ def measure(*command: str | Path) -> Run:
         return Run(elapsed, usage.ru_maxrss / 1024, output.read())
 
 
-def record(folder: Path, size_bytes: int, segment_bytes: int) -> int:
-    """Record one session that carries so many bytes from client to server; return how many."""
+def record(folder: Path, megabytes: int, sessions: int, segment_bytes: int) -> int:
+    """Record sessions that carry so much in all, a kilobyte if nothing; return the bytes."""
     folder.mkdir()
-    create_kek(f"file:{folder}/kek").close()
-    with KeyStore.create(folder / "store", f"file:{folder}/kek") as store:
-        now = datetime.now(UTC)
-        root = CertificateAuthority.create_root(store, "root", "benchmark", now)
-        credential = root.issue_subordinate("issuing", "issuing", now).issue_server(
-            key_name="server", dns_names=["localhost"], now=now
-        )
-    block = os.urandom(min(size_bytes, MEGABYTE))
-    blocks = size_bytes // len(block)
-    policy = transport.DEFAULT_POLICY.narrowed(versions=[transport.ProtocolVersion.TLS_1_3])
-    with (
-        transport.KeyLogFile(folder / KEY_LOG) as log,
-        transport.wrap_listener(
-            socket.create_server(("127.0.0.1", 0)), credential=credential, key_log=log
-        ) as listener,
-    ):
-
-        def receive() -> None:
-            with listener.accept()[0] as peer:
-                while peer.recv(MEGABYTE):
-                    pass
-
-        thread = threading.Thread(target=receive)
-        thread.start()
-        with (
-            RecordingRelay(
-                listener.getsockname()[:2], folder / CAPTURE, segment_bytes=segment_bytes
-            ) as relay,
-            transport.connect(
-                relay.address,
-                server_hostname="localhost",
-                trust_anchors=root.trust_anchors,
-                policy=policy,
-            ) as client,
-        ):
-            for _ in range(blocks):
-                client.sendall(block)
-        thread.join()
-    return blocks * len(block)
+    size_bytes = max(megabytes * MEGABYTE // sessions, 1000)
+    with transport.KeyLogFile(folder / KEY_LOG) as log, (folder / CAPTURE).open("wb") as file:
+        pair = Pair(log)
+        recorded: Iterable[Iterable[Turn]] = [long_session(pair, size_bytes)]
+        if sessions > 1:
+            recorded = short_sessions(pair, sessions, size_bytes)
+        write_capture(file, recorded, segment_bytes=segment_bytes)
+    return size_bytes * sessions
 
 
 class Contender:
@@ -148,6 +117,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--megabytes", type=int, default=200)
+    parser.add_argument("--sessions", type=int, default=1, help="how many carry it")
     parser.add_argument("--segment-bytes", type=int, default=1460, help="TCP payload a packet")
     parser.add_argument("--runs", type=int, default=5)
     chosen = parser.parse_args()
@@ -157,8 +127,8 @@ def main() -> None:
         sys.exit(str(error))
     with tempfile.TemporaryDirectory(prefix="pfs-bench-") as name:
         large, small = Path(name, "large"), Path(name, "small")
-        sent = record(large, chosen.megabytes * MEGABYTE, chosen.segment_bytes)
-        record(small, 1000, chosen.segment_bytes)
+        sent = record(large, chosen.megabytes, chosen.sessions, chosen.segment_bytes)
+        record(small, 0, 1, chosen.segment_bytes)
         key_log = Path(name, "keys.log")
         key_log.write_bytes((large / KEY_LOG).read_bytes() + (small / KEY_LOG).read_bytes())
         ours = Contender(
@@ -174,13 +144,14 @@ def main() -> None:
         )
         size = (large / CAPTURE).stat().st_size / MEGABYTE
         print(
-            f"{size:.0f} MB capture of one TLS 1.3 session, {chosen.segment_bytes}-byte segments, "
-            f"medians of {chosen.runs} runs"
+            f"{size:.0f} MB capture, TLS 1.3 sessions: {chosen.sessions}, "
+            f"{chosen.segment_bytes}-byte segments, medians of {chosen.runs} runs"
         )
         for _ in range(chosen.runs):
-            (session,) = json.loads(ours.run(large / CAPTURE, small / CAPTURE).output)["sessions"]
-            if session["client_bytes"] != sent:
-                sys.exit(f"pfs attack recovered {session['client_bytes']} of {sent} bytes")
+            found = json.loads(ours.run(large / CAPTURE, small / CAPTURE).output)["sessions"]
+            recovered = sum(each["client_bytes"] + each["server_bytes"] for each in found)
+            if recovered != sent:
+                sys.exit(f"pfs attack recovered {recovered} of {sent} bytes")
             theirs.run(large / CAPTURE, small / CAPTURE)
         for contender in (ours, theirs):
             contender.print(chosen.megabytes)

@@ -1,4 +1,4 @@
-"""Each benchmark of endpoints and census, at its smallest: that it runs, and prints its ratios.
+"""Each benchmark, at its smallest: that it runs, and prints its ratios.
 
 The figures themselves are nobody's business here: a test that measures time fails on a busy day.
 """
@@ -14,6 +14,14 @@ import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "bench"
 BENCHMARKS = {
+    "attack.py": (
+        ["--megabytes", "1", "--sessions", "10", "--runs", "1"],
+        r"whole processes: +[\d.]+ times tshark",
+    ),
+    "capture_memory.py": (
+        ["--megabytes", "2", "--sessions", "30", "--distinct", "10"],
+        r"one: 2 MB, 1 sessions opened, .*\nmany: 2 MB, 30 sessions opened, peak \d+ MiB",
+    ),
     "handshakes.py": (
         ["--seconds", "1", "--rounds", "1", "--versions", "1.3"],
         r"blocking +is [\d.]+ times nginx, [\d.]+ times asyncio-ssl, [\d.]+ times uvicorn\n",

@@ -129,7 +129,7 @@ def print_attack(console: Console, report: AttackReport) -> None:
             capture = session.capture
             console.print(Text(capture, style="bold"), soft_wrap=True)
         console.print(_attacked(session), soft_wrap=True)
-    opened = sum(session.opened for session in report.sessions)
+    opened = report.sessions.opened
     closed = len(report.sessions) - opened
     plural = "" if len(report.sessions) == 1 else "s"
     console.print(f"{len(report.sessions)} TLS session{plural}: {opened} opened, {closed} closed")
