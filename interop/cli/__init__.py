@@ -71,7 +71,9 @@ def main() -> None:
 
 def _names_without_keys() -> set[str | None]:
     return {
-        command.name for module in (proof, serve, uniqueness) for command in module.commands.registered_commands
+        command.name
+        for module in (proof, serve, uniqueness)
+        for command in module.commands.registered_commands
     }
 
 

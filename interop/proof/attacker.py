@@ -93,7 +93,8 @@ class Attacker:
         sink: PlaintextSink = discard,
         settled: Callable[[SessionResult], None] | None = None,
     ) -> None:
-        self._keys = stolen if isinstance(stolen, KeyMaterial) else KeyMaterial.of(stolen)
+        keys = stolen if isinstance(stolen, KeyMaterial) else KeyMaterial.of(stolen)
+        self._keys = replace(keys, key_log=keys.key_log.copy())  # which `add_key_log` adds to
         self._learned = LearnedSecrets()
         self._sink = sink
         self._targets: dict[Connection, _Target] = {}
@@ -123,8 +124,11 @@ class Attacker:
                 pass
 
     def add_key_log(self, key_log: KeyLog) -> None:
-        """Take further secrets, for connections that have not appeared yet."""
-        self._keys = replace(self._keys, key_log=self._keys.key_log | key_log)
+        """Take further secrets, for connections whose ServerHello has not come yet.
+
+        Some programs write the secrets of each session into the capture when it shakes hands.
+        """
+        self._keys.key_log.add(key_log)
 
     def finish(self) -> list[SessionResult]:
         """Return the results of all TLS sessions, in the order of their streams."""

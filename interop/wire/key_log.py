@@ -145,6 +145,23 @@ class KeyLog(Mapping[bytes, Mapping[str, bytes]]):
         count = self.problem_count + other.problem_count
         return KeyLog(merged, self.problems + other.problems, count)
 
+    def copy(self) -> KeyLog:
+        """Return another key log of the same secrets, to `add` to."""
+        copied = KeyLog(None, self.problems, self.problem_count)
+        copied._secrets = self._secrets.copy()
+        return copied
+
+    def add(self, other: KeyLog) -> None:
+        """Take another key log's secrets in as well; where they disagree, the own ones count.
+
+        For a log that grows a little at a time: `|` copies all that came before.
+        """
+        for client_random, labels in other.items():
+            own = self._secrets.get(client_random, {})
+            self._secrets[client_random] = MappingProxyType({**labels, **own})
+        self.problems = (self.problems + other.problems)[:MAX_PROBLEMS]
+        self.problem_count += other.problem_count
+
     def __repr__(self) -> str:
         lines = sum(map(len, self._secrets.values()))
         return f"KeyLog({len(self)} sessions, {lines} secrets, {self.problem_count} problems)"

@@ -1,9 +1,9 @@
 """How fast the attacker decrypts, beside tshark, on the same capture in the same run.
 
 Makes a capture of real TLS 1.3 sessions that carry 200 MB together, one or many of them, and one
-of a session of a kilobyte. Then `pfs attack` and tshark read each in turn, as whole processes, with the
-same key log; both decrypt everything and write nothing of it. The small capture's time is what a
-program takes to start: MB/s are given with it and without, the latter being the decryptor's own.
+of a session of a kilobyte. Then `pfs attack` and tshark read each in turn, as whole processes, with
+the same key log; both decrypt everything and write nothing of it. The small capture's time is what
+a program takes to start: MB/s are given with it and without, the latter the decryptor's own.
 """
 
 from __future__ import annotations
