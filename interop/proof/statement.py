@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = [
     "PAYLOAD_TYPE",
     "PREDICATE_TYPE",
+    "Digest",
+    "Length",
     "Predicate",
     "Samples",
     "Statement",
