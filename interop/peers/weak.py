@@ -40,7 +40,14 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-__all__ = ["ControlNotWeak", "WeakConnection", "WeakServer", "WeakSessionFailed", "weak_connect"]
+__all__ = [
+    "ControlNotWeak",
+    "WeakConnection",
+    "WeakServer",
+    "WeakSessionFailed",
+    "require_server",
+    "weak_connect",
+]
 
 _SUITE: Final = SUITES[STATIC_RSA_SUITE].openssl
 _VERSION_NAME: Final = "TLSv1.2"
@@ -311,6 +318,11 @@ def _handshake(
 
 def _verify(connection: SSL.Connection, ca_pem: bytes, server_name: str) -> None:
     chain = connection.get_peer_cert_chain(as_cryptography=True) or []
+    require_server(chain, ca_pem, server_name)
+
+
+def require_server(chain: list[x509.Certificate], ca_pem: bytes, server_name: str) -> None:
+    """Check a server's chain against `ca_pem` and its name; raises WeakSessionFailed."""
     if not chain:
         raise WeakSessionFailed("the control's server showed no certificate")
     subject: x509.DNSName | x509.IPAddress = (

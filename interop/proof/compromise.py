@@ -4,9 +4,11 @@ It reads the evidence directory and nothing else: the captures, and what lies in
 is why `pfs prove`, which has just written them, and `pfs verify`, anywhere and later, get the same
 answer from the same code.
 
-What a cell should show is decided by what the recording says was negotiated. A session whose key
-exchange is forward secret must stay closed to every long-term key; one that is not is a control
-and must open. One session's secrets must open that session and no other. Bytes count as recovered
+What a cell should show is decided by what the recording says was negotiated; `_EXPECTATIONS` is the
+table, with the section of the standard for each entry. A session whose key exchange is forward
+secret must stay closed to every long-term key; one that is not is a control and must open. One
+session's secrets must open that session and no other, an ephemeral key those that used it. Every
+classical key together opens x25519 and secp256r1, and no hybrid; no more do the ML-KEM halves. Bytes count as recovered
 when they are bytes of the payload that was sent, known here by its length and SHA-256.
 """
 
@@ -18,7 +20,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -30,15 +32,27 @@ from interop.errors import InputError
 from interop.proof import layout
 from interop.proof.application import MAX_PAYLOAD_BYTES, payload_in
 from interop.proof.attacker import Attacker, SessionResult
-from interop.proof.model import KEY_STORE, SERVER_KEY, Cell, Session, Theft, secrets_of
+from interop.proof.model import (
+    CA_KEYS,
+    HARVEST,
+    HARVEST_ML_KEM,
+    KEY_STORE,
+    LONG_TERM_THEFTS,
+    SERVER_KEY,
+    Cell,
+    Session,
+    Theft,
+    ephemeral_key_of,
+    secrets_of,
+)
+from interop.proof.stolen import StolenFiles, load_stolen
 from interop.wire.key_log import KeyLog
 from interop.wire.session import KeyMaterial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-
+    from certs.keystore.hazmat import StolenKey
     from interop.wire.material import Secret
 
 __all__ = ["Attempt", "attack_recording", "evaluate", "observe_session", "read_key_log"]
@@ -46,6 +60,7 @@ __all__ = ["Attempt", "attack_recording", "evaluate", "observe_session", "read_k
 # The request head comes on top of the payload; nothing recovered is larger than what was sent.
 _MAX_STREAM_BYTES = MAX_PAYLOAD_BYTES + 64 * 1024
 _MAX_SECRET_FILE_BYTES = 1024 * 1024
+_AUTHORITIES = ("root", "issuing")
 
 
 @dataclass(frozen=True)
@@ -82,7 +97,9 @@ def attack_recording(directory: Path, session: str, stolen: KeyMaterial | Secret
     return Attempt(results[0], payload_in(bytes(stream)))
 
 
-def observe_session(directory: Path, name: str, *, client: str, server: str) -> Session:
+def observe_session(
+    directory: Path, name: str, *, client: str, server: str, ephemeral_key: str = ""
+) -> Session:
     """Return what a capture shows to an attacker who has stolen nothing."""
     result = attack_recording(directory, name, KeyMaterial()).result
     if result.version is None or result.suite is None or result.forward_secret is None:
@@ -97,6 +114,7 @@ def observe_session(directory: Path, name: str, *, client: str, server: str) -> 
         group=result.group,
         forward_secret=result.forward_secret,
         encrypted_bytes=result.encrypted_bytes,
+        ephemeral_key=ephemeral_key,
     )
 
 
@@ -138,16 +156,61 @@ def _cell(session: Session, theft: Theft, attempt: Attempt, *, whole: bool) -> C
     )
 
 
+class _Expectation(NamedTuple):
+    """Whether a kind of theft opens a kind of session, and where the standard says so."""
+
+    opens: bool
+    tls13: str
+    tls12: str
+
+
+_OPEN, _CLOSED = True, False
+_LONG_TERM_CLOSED = _Expectation(_CLOSED, "RFC 8446, appendix E.1", "RFC 8422, section 2")
+_LONG_TERM_OPEN = _Expectation(
+    _OPEN, "no TLS 1.3 session is like this", "RFC 5246, section 7.4.7.1"
+)
+_SIGNATURES_ONLY = _Expectation(_CLOSED, "RFC 9846, section 4.4.3", "RFC 5246, section 7.4.3")
+_OWN_SECRETS = _Expectation(_OPEN, "RFC 9846, section 7.3", "RFC 5246, section 6.3")
+_OTHERS_SECRETS = _Expectation(_CLOSED, "RFC 9846, section 7.1", "RFC 5246, section 8.1")
+_KEY_EXCHANGE = _Expectation(_OPEN, "RFC 9846, section 7.4.2", "RFC 8422, section 5.10")
+_HALF_A_HYBRID = _Expectation(_CLOSED, "draft-ietf-tls-ecdhe-mlkem, section 4.3", "")
+
+# By kind of theft, and by what the session is to it.
+_EXPECTATIONS: Final[dict[tuple[str, str], _Expectation]] = {
+    **{(theft, "forward secret"): _LONG_TERM_CLOSED for theft in LONG_TERM_THEFTS},
+    **{(theft, "not forward secret"): _LONG_TERM_OPEN for theft in LONG_TERM_THEFTS},
+    (CA_KEYS, "forward secret"): _SIGNATURES_ONLY,
+    (CA_KEYS, "not forward secret"): _SIGNATURES_ONLY,
+    ("session-secrets", "own"): _OWN_SECRETS,
+    ("session-secrets", "another's"): _OTHERS_SECRETS,
+    ("ephemeral-key", "own"): _KEY_EXCHANGE,
+    ("ephemeral-key", "another's"): _OTHERS_SECRETS,
+    (HARVEST, "classical key told"): _KEY_EXCHANGE,
+    (HARVEST, "both halves told"): _HALF_A_HYBRID,
+    (HARVEST, "nothing told"): _OTHERS_SECRETS,
+    (HARVEST_ML_KEM, "classical key told"): _OTHERS_SECRETS,
+    (HARVEST_ML_KEM, "both halves told"): _HALF_A_HYBRID,
+    (HARVEST_ML_KEM, "nothing told"): _OTHERS_SECRETS,
+}
+
+
 def _expectation(session: Session, theft: Theft) -> tuple[bool, str]:
     """Say whether theory has this theft open this session, and where the standard says so."""
-    tls13 = session.version == "TLS 1.3"
-    if theft.name not in {SERVER_KEY, KEY_STORE}:
-        if theft.name == secrets_of(session.name):
-            return True, "RFC 9846, section 7.3" if tls13 else "RFC 5246, section 6.3"
-        return False, "RFC 9846, section 7.1" if tls13 else "RFC 5246, section 8.1"
-    if session.forward_secret:
-        return False, "RFC 8446, appendix E.1" if tls13 else "RFC 8422, section 2"
-    return True, "RFC 5246, section 7.4.7.1"
+    kind, _, whose = theft.name.partition(":")
+    expected = _EXPECTATIONS[kind, _relation(session, kind, whose)]
+    return expected.opens, expected.tls13 if session.version == "TLS 1.3" else expected.tls12
+
+
+def _relation(session: Session, kind: str, whose: str) -> str:
+    if kind == "session-secrets":
+        return "own" if whose == session.name else "another's"
+    if kind == "ephemeral-key":
+        return "own" if whose == session.ephemeral_key else "another's"
+    if kind in {HARVEST, HARVEST_ML_KEM}:
+        if not session.ephemeral_key:
+            return "nothing told"
+        return "both halves told" if "MLKEM" in (session.group or "") else "classical key told"
+    return "forward secret" if session.forward_secret else "not forward secret"
 
 
 def _thefts(directory: Path, sessions: Sequence[Session]) -> Iterator[tuple[Theft, KeyMaterial]]:
@@ -166,14 +229,21 @@ def _thefts(directory: Path, sessions: Sequence[Session]) -> Iterator[tuple[Thef
             )
         ),
     )
-    yield (
-        Theft(
-            name=KEY_STORE,
-            title="Whole key store, with its KEK",
-            files=(layout.KEY_STORE, layout.KEK),
+    in_store = _keys_of_store(directory)
+    authorities = tuple(key.private_key for key in in_store if key.name in _AUTHORITIES)
+    if len(authorities) < len(_AUTHORITIES):
+        raise InputError(f"{directory}: the stolen key store lacks the keys of the CAs")
+    for name, title, keys in (
+        (CA_KEYS, "CA keys", authorities),
+        (
+            KEY_STORE,
+            "Whole key store, with its KEK, earlier terms, deleted keys and audit log",
+            tuple(key.private_key for key in in_store),
         ),
-        KeyMaterial(server_private_keys=_keys_of_store(directory)),
-    )
+    ):
+        theft = Theft(name=name, title=title, files=(layout.KEY_STORE, layout.KEK))
+        yield theft, KeyMaterial(server_private_keys=keys)
+    yield from _ephemeral_thefts(directory, sessions)
     for session in sessions:
         path = layout.key_log_of(session.name)
         yield (
@@ -186,7 +256,28 @@ def _thefts(directory: Path, sessions: Sequence[Session]) -> Iterator[tuple[Thef
         )
 
 
-def _keys_of_store(directory: Path) -> tuple[PrivateKeyTypes, ...]:
+def _ephemeral_thefts(
+    directory: Path, sessions: Sequence[Session]
+) -> Iterator[tuple[Theft, KeyMaterial]]:
+    """Yield each ephemeral key, with both halves of a hybrid's; then all halves of either kind."""
+    hybrids = {s.ephemeral_key for s in sessions if "MLKEM" in (s.group or "")} - {""}
+    told = sorted({session.ephemeral_key for session in sessions} - {""})
+    classical = {key: (layout.classical_key_of(key),) for key in told}
+    kem = {key: (layout.ml_kem_key_of(key),) for key in told if key in hybrids}
+    rows = [
+        (ephemeral_key_of(key), f"Ephemeral key {key}", classical[key] + kem.get(key, ()))
+        for key in told
+    ]
+    rows += [
+        (HARVEST, "Every classical (EC)DHE key that was told", sum(classical.values(), ())),
+        (HARVEST_ML_KEM, "Every ML-KEM key that was told", sum(kem.values(), ())),
+    ]
+    for name, title, files in rows:
+        stolen, _ = load_stolen(StolenFiles(ephemeral_keys=[directory / path for path in files]))
+        yield Theft(name=name, title=title, files=files), stolen
+
+
+def _keys_of_store(directory: Path) -> tuple[StolenKey, ...]:
     # The thief works on a private copy: evidence may have lost its file modes on the way here
     # (archives, artifact stores), and a KEK that others can read is refused.
     with tempfile.TemporaryDirectory(prefix="pfs-theft-") as folder:
@@ -198,7 +289,7 @@ def _keys_of_store(directory: Path) -> tuple[PrivateKeyTypes, ...]:
             shutil.copyfile(directory / layout.KEY_STORE, store)
         except OSError as error:
             raise InputError(f"{directory / layout.KEY_STORE}: {error.strerror}") from error
-        return tuple(key.private_key for key in unseal_every_private_key(store, f"file:{kek}"))
+        return tuple(unseal_every_private_key(store, f"file:{kek}"))
 
 
 def read_key_log(path: Path) -> KeyLog:

@@ -17,7 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from cryptography.hazmat.primitives.asymmetric import mlkem
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from certs import profiles
 from certs.authority import CertificateAuthority
@@ -42,12 +44,14 @@ from interop.proof.opinions import contradictions
 from interop.proof.recording import SCENARIOS, SERVER_NAME, Scenario, ServerKind, record_session
 from interop.proof.replay import MANNERS, client_flight, replay_flight
 from interop.proof.report.html import render_html
+from interop.wire.groups import FiniteFieldPrivateKey
 from transport import KeyLogBuffer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from certs.credential import Credential, TrustAnchors
+    from interop.wire.groups import EphemeralPrivateKey
 
 __all__ = ["DEFAULT_PAYLOAD_BYTES", "Progress", "prove"]
 
@@ -185,6 +189,7 @@ class _Stage:
         self._payload = payload
         self._identity = identity
         self._servers = servers
+        self._told: dict[str, tuple[EphemeralPrivateKey, ...]] = {}
 
     def record(
         self, scenarios: Sequence[Scenario], progress: Progress, private: Path
@@ -200,25 +205,28 @@ class _Stage:
             capture = self._directory / layout.capture_of(scenario.name)
             known = len(server.key_log.getvalue())
             try:
-                record_session(
+                told = record_session(
                     scenario,
                     server_address=server.address,
                     capture=capture,
                     payload=self._payload,
                     trust_anchors=self._identity.trust_anchors,
                     trust_anchors_file=anchors_file,
+                    ephemeral_keys=self._told.get(scenario.ephemeral_key, ()),
                 )
             except PeerUnavailable as error:
                 capture.unlink(missing_ok=True)
                 skipped.append(Skipped(name=scenario.name, reason=str(error)))
             else:
                 self._keep_secrets(scenario.name, server, known)
+                self._keep_ephemeral_keys(scenario.ephemeral_key, told)
                 sessions.append(
                     observe_session(
                         self._directory,
                         scenario.name,
                         client=scenario.client,
                         server=server.title,
+                        ephemeral_key=scenario.ephemeral_key,
                     )
                 )
             progress.advance(number)
@@ -229,7 +237,7 @@ class _Stage:
     ) -> tuple[tuple[Replay, ...], Replay]:
         """Replay each forward-secret session's client flight; then see that all servers live."""
         kinds = {scenario.name: scenario.server for scenario in SCENARIOS}
-        flights = [session for session in sessions if session.forward_secret]
+        flights = [s for s in sessions if s.forward_secret and not s.ephemeral_key]
         progress.stage("replaying client flights", total=len(flights))
         replays: list[Replay] = []
         for number, session in enumerate(flights, start=1):
@@ -290,6 +298,19 @@ class _Stage:
             captures=tuple(captures),
         )
 
+    def _keep_ephemeral_keys(self, name: str, keys: tuple[EphemeralPrivateKey, ...]) -> None:
+        """Write the private keys that a client told, each half of a hybrid to a file of its own."""
+        if not keys or name in self._told:
+            return
+        self._told[name] = keys
+        for key in keys:
+            if isinstance(key, FiniteFieldPrivateKey):
+                raise InteropError("a client told a key of a kind that is not written down")
+            is_kem = isinstance(key, mlkem.MLKEM768PrivateKey | mlkem.MLKEM1024PrivateKey)
+            path = layout.ml_kem_key_of(name) if is_kem else layout.classical_key_of(name)
+            pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            write_secret(self._directory / path, pem)
+
     def _keep_secrets(self, name: str, server: _Server, known_bytes: int) -> None:
         """Write what the server's key log gained since `known_bytes`: one session's secrets.
 
@@ -301,6 +322,11 @@ class _Stage:
 
 
 def _steal(directory: Path, store: KeyStore, kek: Path, identity: _Identity) -> None:
+    # The thief gets what a store in use has: a key with an earlier term, a deleted one, its log.
+    store.create_key("rotated", KeyType.EC_P256)
+    store.rotate("rotated")
+    store.create_key("deleted", KeyType.EC_P256)
+    store.delete("deleted")
     store.snapshot(directory / layout.KEY_STORE)
     write_secret(directory / layout.KEK, kek.read_bytes())
     for name, credential in (("server", identity.server), ("control", identity.control)):
@@ -348,6 +374,7 @@ def _judge(
     found = (
         *failures(
             sessions=sessions,
+            thefts=thefts,
             cells=cells,
             tallies={kind: tally for kind, tally in census.items() if isinstance(tally, Tally)},
             replays=replays,

@@ -13,8 +13,10 @@ __all__ = [
     "SERVER_KEY_SUFFIX",
     "STOLEN",
     "capture_of",
+    "classical_key_of",
     "fingerprints_of",
     "key_log_of",
+    "ml_kem_key_of",
     "server_key_of",
 ]
 
@@ -42,6 +44,16 @@ def key_log_of(session: str) -> str:
 def server_key_of(key: str) -> str:
     """Return the private key of a server."""
     return f"{STOLEN}/{key}{SERVER_KEY_SUFFIX}"
+
+
+def classical_key_of(key: str) -> str:
+    """Return the classical private key of a key exchange: all of it, or half of a hybrid's."""
+    return f"{STOLEN}/{key}.ephemeral.pem"
+
+
+def ml_kem_key_of(key: str) -> str:
+    """Return the ML-KEM half of a hybrid's private keys."""
+    return f"{STOLEN}/{key}.ephemeral-ml-kem.pem"
 
 
 def fingerprints_of(kind: str) -> str:

@@ -20,8 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
+    "CA_KEYS",
     "FORMAT",
+    "HARVEST",
+    "HARVEST_ML_KEM",
+    "KEY_STORE",
     "LONG_TERM_THEFTS",
+    "SERVER_KEY",
     "Cell",
     "Replay",
     "Report",
@@ -31,6 +36,7 @@ __all__ = [
     "Theft",
     "Verdict",
     "contradiction",
+    "ephemeral_key_of",
     "failures",
     "read_report",
     "secrets_of",
@@ -44,6 +50,9 @@ Verdict = Literal["proved", "refuted"]
 
 SERVER_KEY = "server-key"
 KEY_STORE = "key-store"
+CA_KEYS = "ca-keys"
+HARVEST = "harvest"
+HARVEST_ML_KEM = "harvest-ml-kem"
 LONG_TERM_THEFTS = (SERVER_KEY, KEY_STORE)
 
 
@@ -52,8 +61,17 @@ def secrets_of(session: str) -> str:
     return f"session-secrets:{session}"
 
 
+def ephemeral_key_of(key: str) -> str:
+    """Return the name of the theft of one ephemeral private key; of a hybrid, of both halves."""
+    return f"ephemeral-key:{key}"
+
+
 class Session(msgspec.Struct, frozen=True, kw_only=True):
-    """One recorded session, as its capture shows it."""
+    """One recorded session, as its capture shows it.
+
+    `ephemeral_key` names the stolen private key of its key exchange; empty where its client told
+    nobody, as clients should. Two sessions that name the same one used it twice.
+    """
 
     name: str
     client: str
@@ -64,6 +82,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     group: str | None
     forward_secret: bool
     encrypted_bytes: int
+    ephemeral_key: str = ""
 
 
 class Theft(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,6 +180,7 @@ def read_report(encoded: bytes) -> Report:
 def failures(
     *,
     sessions: tuple[Session, ...],
+    thefts: tuple[Theft, ...],
     cells: tuple[Cell, ...],
     tallies: dict[str, Tally],
     replays: tuple[Replay, ...],
@@ -170,6 +190,7 @@ def failures(
     return (
         *_session_failures(sessions),
         *_cell_failures(sessions, cells),
+        *_theft_failures(sessions, thefts, cells),
         *_census_failures(tallies),
         *_replay_failures(replays, replay_control),
     )
@@ -217,6 +238,47 @@ def _cell_failures(sessions: tuple[Session, ...], cells: tuple[Cell, ...]) -> It
     for name, stolen in own.items():
         if (name, stolen) not in opened:
             yield f"{name} was not opened by its own secrets"
+
+
+# An ephemeral key of each of these groups must have opened its session.
+_OPENED_GROUPS = ("x25519", "secp256r1", "X25519MLKEM768")
+
+
+def _theft_failures(
+    sessions: tuple[Session, ...], thefts: tuple[Theft, ...], cells: tuple[Cell, ...]
+) -> Iterator[str]:
+    """Check that each theft was tried on every session, and that it was the theft it says.
+
+    A theft shows that by opening a session whole. One that theory has open nothing, such as the
+    ML-KEM halves alone, shows it by its files: each lies also in a theft that did open one.
+    """
+    tried = {(cell.session, cell.stolen) for cell in cells}
+    opening = {cell.stolen for cell in cells if cell.control and cell.whole}
+    proven = {path for theft in thefts if theft.name in opening for path in theft.files}
+    for theft in thefts:
+        for session in sessions:
+            if (session.name, theft.name) not in tried:
+                yield f"{session.name} with {theft.name} stolen was not tried"
+        if theft.name not in opening and not proven.issuperset(theft.files):
+            yield f"nothing shows that {theft.name} is what it says: it opened nothing"
+    told = [session for session in sessions if session.ephemeral_key]
+    own = {ephemeral_key_of(session.ephemeral_key) for session in told}
+    for stolen in sorted({CA_KEYS, HARVEST, HARVEST_ML_KEM, *own} - {t.name for t in thefts}):
+        yield f"{stolen} was not stolen"
+    if HARVEST not in opening:
+        yield f"no session was opened by {HARVEST}"
+    yield from _told_failures(told, cells)
+
+
+def _told_failures(told: list[Session], cells: tuple[Cell, ...]) -> Iterator[str]:
+    """Check that each session whose ephemeral key was told is opened by that key."""
+    for group in _OPENED_GROUPS:
+        if group not in {session.group for session in told}:
+            yield f"no {group} session with a stolen ephemeral key was recorded"
+    opened = {(cell.session, cell.stolen) for cell in cells if cell.whole}
+    for session in told:
+        if (session.name, ephemeral_key_of(session.ephemeral_key)) not in opened:
+            yield f"{session.name} was not opened by its own ephemeral key"
 
 
 def contradiction(cell: Cell) -> str:

@@ -14,6 +14,7 @@ import transport
 from interop.capture.recorder import RecordingRelay
 from interop.peers.curl import send_with_curl
 from interop.peers.openssl import send_with_s_client
+from interop.peers.telltale import telltale_connect
 from interop.peers.weak import weak_connect
 from interop.proof.application import UploadError, content_digest, send_payload
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from certs.credential import TrustAnchors
     from interop.peers.endpoints import Address, ClientResult
     from interop.peers.names import TLSVersion
+    from interop.wire.groups import EphemeralPrivateKey
 
 __all__ = ["SCENARIOS", "SERVER_NAME", "Scenario", "ServerKind", "record_session"]
 
@@ -43,12 +45,30 @@ class Scenario:
     version: TLSVersion
     group: str | None = None
     required: bool = False
+    ephemeral_key: str = ""  # the name under which the client's private key is kept
 
 
 SCENARIOS = (
     Scenario("tls12-ecdhe", "pfs", "blocking", "1.2", required=True),
     Scenario("tls13-x25519", "pfs", "blocking", "1.3", "x25519", required=True),
     Scenario("tls13-x25519mlkem768", "pfs", "asyncio", "1.3", "X25519MLKEM768", required=True),
+    *(
+        Scenario(
+            f"told-{group.lower()}{suffix}",
+            "telltale",
+            server,
+            "1.3",
+            group,
+            required=True,
+            ephemeral_key=f"told-{group.lower()}",
+        )
+        for group, suffix, server in (
+            ("x25519", "", "blocking"),
+            ("x25519", "-again", "asyncio"),  # a control: one ephemeral key, two sessions
+            ("secp256r1", "", "asyncio"),
+            ("X25519MLKEM768", "", "blocking"),
+        )
+    ),
     Scenario("s_client-tls12", "openssl s_client", "asyncio", "1.2"),
     Scenario("s_client-tls13", "openssl s_client", "blocking", "1.3"),
     Scenario("curl-tls13", "curl", "asyncio", "1.3"),
@@ -64,6 +84,7 @@ class _Sending:
     payload: bytes
     trust_anchors: TrustAnchors
     trust_anchors_file: Path
+    ephemeral_keys: tuple[EphemeralPrivateKey, ...] = ()
 
 
 def record_session(
@@ -74,15 +95,24 @@ def record_session(
     payload: bytes,
     trust_anchors: TrustAnchors,
     trust_anchors_file: Path,
-) -> None:
+    ephemeral_keys: tuple[EphemeralPrivateKey, ...] = (),
+) -> tuple[EphemeralPrivateKey, ...]:
     """Run one scenario through a recording relay; the payload is known to have arrived.
+
+    Returns the private keys that the client told, which only one kind of client does; it takes
+    `ephemeral_keys` to use them again.
 
     Raises `PeerUnavailable` where the client is missing or cannot do it, `UploadError` where the
     payload was not acknowledged, and what the client itself raises.
     """
     with RecordingRelay(server_address, capture) as relay:
-        sending = _Sending(relay.address, payload, trust_anchors, trust_anchors_file)
+        sending = _Sending(
+            relay.address, payload, trust_anchors, trust_anchors_file, ephemeral_keys
+        )
+        if scenario.client == "telltale":
+            return _send_telling(scenario, sending)
         _CLIENTS[scenario.client](scenario, sending)
+    return ()
 
 
 def _send_as_pfs(scenario: Scenario, sending: _Sending) -> None:
@@ -136,6 +166,19 @@ def _send_weakly(scenario: Scenario, sending: _Sending) -> None:
     del scenario  # there is only one thing this client can do
     with weak_connect(sending.address, sending.trust_anchors.pem(), SERVER_NAME) as connection:
         send_payload(connection, sending.payload, host=SERVER_NAME)
+
+
+def _send_telling(scenario: Scenario, sending: _Sending) -> tuple[EphemeralPrivateKey, ...]:
+    """Send the payload with the client that keeps its ephemeral keys."""
+    with telltale_connect(
+        sending.address,
+        sending.trust_anchors.pem(),
+        SERVER_NAME,
+        group=scenario.group or "x25519",
+        ephemeral_keys=sending.ephemeral_keys,
+    ) as connection:
+        send_payload(connection, sending.payload, host=SERVER_NAME)
+        return connection.ephemeral_keys
 
 
 _CLIENTS: Mapping[str, Callable[[Scenario, _Sending], None]] = {

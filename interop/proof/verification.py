@@ -170,7 +170,13 @@ def _read(directory: Path) -> Report:
 def _recompute(directory: Path, report: Report) -> list[str]:
     """Return a sentence for each statement of the report that recomputing does not yield."""
     sessions = tuple(
-        observe_session(directory, session.name, client=session.client, server=session.server)
+        observe_session(
+            directory,
+            session.name,
+            client=session.client,
+            server=session.server,
+            ephemeral_key=session.ephemeral_key,
+        )
         for session in report.sessions
     )
     thefts, cells = evaluate(
@@ -185,6 +191,7 @@ def _recompute(directory: Path, report: Report) -> list[str]:
     found = (
         *failures(
             sessions=sessions,
+            thefts=thefts,
             cells=cells,
             tallies=tallies,
             replays=replays,

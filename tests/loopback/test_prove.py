@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import mlkem, rsa, x25519
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -30,6 +30,7 @@ from interop.proof.manifest import check_manifest, key_fingerprint, sign_manifes
 from interop.proof.model import read_report
 from interop.proof.replay import MANNERS
 from interop.proof.verification import verify
+from interop.wire.groups import EphemeralKeys
 from interop.wire.session import KeyMaterial
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 PFS = Path(sys.executable).with_name("pfs")
 OURS = {"tls12-ecdhe", "tls13-x25519", "tls13-x25519mlkem768"}
 CONTROL = "control-static-rsa"
+TOLD = ("told-x25519", "told-secp256r1", "told-x25519mlkem768")
 
 
 @pytest.fixture
@@ -77,16 +79,26 @@ def test_each_required_session_is_in_the_report(report: dict[str, Any]) -> None:
 
 def test_every_session_is_tried_with_every_theft(report: dict[str, Any]) -> None:
     names = [session["name"] for session in report["sessions"]]
-    thefts = ["server-key", "key-store", *(f"session-secrets:{name}" for name in names)]
+    thefts = ["server-key", "ca-keys", "key-store", "harvest", "harvest-ml-kem"]
+    thefts += [f"ephemeral-key:{name}" for name in TOLD]
+    thefts += [f"session-secrets:{name}" for name in names]
     tried = Counter((cell["session"], cell["stolen"]) for cell in report["cells"])
     assert tried == Counter((name, theft) for name in names for theft in thefts)
 
 
 def test_what_opens_is_what_theory_says(proof: Proof, report: dict[str, Any]) -> None:
     for cell in report["cells"]:
-        opens = cell["stolen"] == f"session-secrets:{cell['session']}" or (
-            cell["session"] == CONTROL and cell["stolen"] in {"server-key", "key-store"}
-        )
+        kind, _, whose = cell["stolen"].partition(":")
+        key = cell["session"].removesuffix("-again")  # which used the same ephemeral key
+        opens = {
+            "server-key": cell["session"] == CONTROL,
+            "key-store": cell["session"] == CONTROL,
+            "ca-keys": False,
+            "session-secrets": whose == cell["session"],
+            "ephemeral-key": whose == key,
+            "harvest": key in {"told-x25519", "told-secp256r1"},
+            "harvest-ml-kem": False,
+        }[kind]
         assert cell["observed"] == cell["expected"] == ("opened" if opens else "closed"), cell
         assert cell["recovered_bytes"] == (len(proof.payload) if opens else 0), cell
         assert cell["control"] is opens
@@ -111,7 +123,46 @@ def store_of(directory: Path) -> tuple[Path, str]:
 
 def test_the_stolen_store_holds_every_key_but_the_one_that_signed(proof: Proof) -> None:
     names = {key.name for key in unseal_every_private_key(*store_of(proof.directory))}
-    assert names == {"root", "issuing", "server", "control"}
+    assert names == {"root", "issuing", "server", "control", "rotated", "deleted"}
+
+
+def test_half_a_hybrid_is_told_as_half_a_hybrid(report: dict[str, Any]) -> None:
+    reasons = {
+        cell["stolen"]: cell["reason"]
+        for cell in report["cells"]
+        if cell["session"] == "told-x25519mlkem768"
+    }
+    assert "the classical half is known" in reasons["harvest"]
+    assert "the ML-KEM-768 half is known" in reasons["harvest-ml-kem"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["told-x25519.ephemeral", "told-secp256r1.ephemeral", "told-x25519mlkem768.ephemeral-ml-kem"],
+)
+def test_a_stranger_in_place_of_a_stolen_ephemeral_key_refutes(copy: Path, name: str) -> None:
+    key = mlkem.MLKEM768PrivateKey if name.endswith("kem") else x25519.X25519PrivateKey
+    encoded = key.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (copy / f"stolen/{name}.pem").write_bytes(encoded)
+    resign(copy)
+    assert any("the verdict" in text for text in verify(copy).disagreements)
+
+
+def test_a_session_that_denies_its_told_key_refutes(copy: Path) -> None:
+    def forge(report: dict[str, Any]) -> None:
+        for session in report["sessions"]:
+            if session["name"] == "told-x25519-again":
+                session["ephemeral_key"] = ""
+
+    edit_report(copy, forge)
+    assert any("the verdict" in text for text in verify(copy).disagreements)
+
+
+def test_a_decryptor_without_ephemeral_keys_refutes(
+    proof: Proof, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EphemeralKeys, "of", lambda _self, _public: None)
+    assert any("the verdict" in text for text in verify(proof.directory).disagreements)
 
 
 def test_the_census_counts_each_kind_of_value(report: dict[str, Any]) -> None:
