@@ -52,7 +52,10 @@ _DEFAULT_TIMEOUT_SECONDS: Final = 30.0
 _MAX_FLIGHT_RECORDS: Final = 64
 _SIGNED: Final = b" " * 64 + b"TLS 1.3, server CertificateVerify\0"  # RFC 9846 section 4.4.3
 
-_SUITES: Final = {  # hash, key length, AEAD
+_AEAD = AESGCM | ChaCha20Poly1305
+_SUITES: Final[
+    dict[int, tuple[str, int, type[AESGCM | ChaCha20Poly1305]]]
+] = {  # hash, key length, AEAD
     0x1301: ("sha256", 16, AESGCM),
     0x1302: ("sha384", 32, AESGCM),
     0x1303: ("sha256", 32, ChaCha20Poly1305),
@@ -80,7 +83,7 @@ class _Protection:
     def __init__(self, suite: int, secret: bytes) -> None:
         hash_name, key_length, aead = _SUITES[suite]
         keys = ks.traffic_keys(hash_name, secret, key_length)
-        self._aead = aead(keys.key)
+        self._aead: _AEAD = aead(keys.key)
         self._iv = int.from_bytes(keys.iv, "big")
         self._sequence = 0
 
@@ -355,20 +358,26 @@ class _Handshake:
             while (message := assembler.next_message()) is not None:
                 if not expected or message[0] != expected.pop(0):
                     raise TelltaleFailed("a message of the server is not the one that is due")
-                if message[0] == HandshakeType.CERTIFICATE:
-                    encoded = hs.certificate_chain(message, tls13=True)
-                    chain = [x509.load_der_x509_certificate(der) for der in encoded]
-                    require_server(chain, ca_pem, self._server_name)
-                elif message[0] == HandshakeType.CERTIFICATE_VERIFY:
-                    self._require_signature(message, chain[0])
-                elif message[0] == HandshakeType.FINISHED:
-                    due = ks.verify_data(self._hash, secret, self._transcript())
-                    if not hmac.compare_digest(hs.finished(message), due):
-                        raise TelltaleFailed("the server's Finished is not right")
+                self._check(message, chain, secret, ca_pem)
                 self._messages.append(message)
             if not expected:
                 return
         raise TelltaleFailed("the server's handshake does not end")
+
+    def _check(
+        self, message: bytes, chain: list[x509.Certificate], secret: bytes, ca_pem: bytes
+    ) -> None:
+        """Check what one message says of who sent it; `chain` is filled by Certificate."""
+        if message[0] == HandshakeType.CERTIFICATE:
+            encoded = hs.certificate_chain(message, tls13=True)
+            chain += [x509.load_der_x509_certificate(der) for der in encoded]
+            require_server(chain, ca_pem, self._server_name)
+        elif message[0] == HandshakeType.CERTIFICATE_VERIFY:
+            self._require_signature(message, chain[0])
+        elif message[0] == HandshakeType.FINISHED:
+            due = ks.verify_data(self._hash, secret, self._transcript())
+            if not hmac.compare_digest(hs.finished(message), due):
+                raise TelltaleFailed("the server's Finished is not right")
 
     def _require_signature(self, message: bytes, leaf: x509.Certificate) -> None:
         scheme, signature = hs.certificate_verify(message)

@@ -8,8 +8,9 @@ What a cell should show is decided by what the recording says was negotiated; `_
 table, with the section of the standard for each entry. A session whose key exchange is forward
 secret must stay closed to every long-term key; one that is not is a control and must open. One
 session's secrets must open that session and no other, an ephemeral key those that used it. Every
-classical key together opens x25519 and secp256r1, and no hybrid; no more do the ML-KEM halves. Bytes count as recovered
-when they are bytes of the payload that was sent, known here by its length and SHA-256.
+classical key together opens x25519 and secp256r1, and no hybrid; no more do the ML-KEM halves.
+Bytes count as recovered when they are bytes of the payload that was sent, known here by its length
+and SHA-256.
 """
 
 from __future__ import annotations
