@@ -53,7 +53,7 @@ _MAX_FLIGHT_RECORDS: Final = 64
 _SIGNED: Final = b" " * 64 + b"TLS 1.3, server CertificateVerify\0"  # RFC 9846 section 4.4.3
 
 _AEAD = AESGCM | ChaCha20Poly1305
-_SUITES: Final[
+_SUITES: Final[dict[int, tuple[str, int, type[_AEAD]]]] = {  # hash, key length, AEAD
     dict[int, tuple[str, int, type[AESGCM | ChaCha20Poly1305]]]
 ] = {  # hash, key length, AEAD
     0x1301: ("sha256", 16, AESGCM),

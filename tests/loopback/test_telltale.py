@@ -1,4 +1,4 @@
-"""The client that tells its ephemeral keys: it knows whom it speaks to, and tells the right keys."""
+"""The client that tells its ephemeral keys: whom it speaks to, and that it tells the right ones."""
 
 from __future__ import annotations
 
