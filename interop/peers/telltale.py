@@ -54,8 +54,6 @@ _SIGNED: Final = b" " * 64 + b"TLS 1.3, server CertificateVerify\0"  # RFC 9846 
 
 _AEAD = AESGCM | ChaCha20Poly1305
 _SUITES: Final[dict[int, tuple[str, int, type[_AEAD]]]] = {  # hash, key length, AEAD
-    dict[int, tuple[str, int, type[AESGCM | ChaCha20Poly1305]]]
-] = {  # hash, key length, AEAD
     0x1301: ("sha256", 16, AESGCM),
     0x1302: ("sha384", 32, AESGCM),
     0x1303: ("sha256", 32, ChaCha20Poly1305),
