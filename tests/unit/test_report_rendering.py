@@ -77,7 +77,12 @@ def make_report(
     control = Replay(session="genuine", attempts=2, executed=2, captures=("genuine-1",))
     tallies = {"client_random": Tally(600, 600), "exporter": Tally(600, 600)}
     wrong_cells = failures(
-        sessions=(), cells=tuple(cells), tallies=tallies, replays=replays, replay_control=control
+        sessions=(),
+        thefts=(),
+        cells=tuple(cells),
+        tallies=tallies,
+        replays=replays,
+        replay_control=control,
     )
     found = tuple(text for text in wrong_cells if "expected" in text)
     return Report(
