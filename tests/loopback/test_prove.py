@@ -449,8 +449,9 @@ def test_a_payload_of_many_records_comes_through_whole(
     done = pfs(
         "prove", "--payload", payload, "--handshakes", "6", "--out", tmp_path / "evidence", "--json"
     )
-    assert done.returncode == 0
     report = json.loads(done.stdout)
+    assert report["failures"] == []
+    assert done.returncode == 0
     assert report["payload_sha256"] == hashlib.sha256(payload.read_bytes()).hexdigest()
     assert {cell["recovered_bytes"] for cell in report["cells"]} == {0, 3_000_001}
 
