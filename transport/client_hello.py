@@ -79,7 +79,7 @@ def parse_client_hello(flight: bytes) -> ClientHelloOffer:
     extensions = _read_extensions(body.vector(2))
     versions = extensions.get(_SUPPORTED_VERSIONS)
     return ClientHelloOffer(
-        # RFC 9846 section 4.2.1: without the extension, the legacy field is the one version.
+        # RFC 9846 section 4.3.1: without the extension, the legacy field is the one version.
         versions=_code_points(versions[1:]) if versions else frozenset({legacy_version}),
         suites=suites,
         groups=_code_points(extensions.get(_SUPPORTED_GROUPS, b"\0\0")[2:]),

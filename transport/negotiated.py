@@ -17,7 +17,7 @@ proof there. What excludes psk_ke is that it takes an option (ALLOW_NO_DHE_KEX) 
 self-check refuses to find.
 
 One more fact is out of reach: the binding does not report which signature scheme the peer signed
-its handshake with. The library refuses a scheme that was not offered (RFC 9846 section 4.4.3), the
+its handshake with. The library refuses a scheme that was not offered (RFC 9846 section 4.5.2), the
 context's self-check reads the offered list back from a real ClientHello, and the peer's key is
 checked here.
 """

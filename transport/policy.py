@@ -98,7 +98,7 @@ GROUPS: Mapping[str, Group] = {
 }
 
 # The rsa_pkcs1 schemes sign certificates on both versions, and handshakes on TLS 1.2 alone
-# (RFC 9846 section 4.2.3).
+# (RFC 9846 section 4.3.3).
 SIGNATURE_SCHEMES: Mapping[str, int] = {
     "ecdsa_secp256r1_sha256": 0x0403,
     "ecdsa_secp384r1_sha384": 0x0503,
@@ -114,7 +114,7 @@ SIGNATURE_SCHEMES: Mapping[str, int] = {
     "rsa_pkcs1_sha512": 0x0601,
 }
 
-MAX_SESSION_LIFETIME_SECONDS = 7 * 24 * 3600  # RFC 9846 section 4.6.1
+MAX_SESSION_LIFETIME_SECONDS = 7 * 24 * 3600  # RFC 9846 section 4.7.1
 
 _LEAST_RSA_KEY_BITS = 2048
 _LEAST_EC_KEY_BITS = 256

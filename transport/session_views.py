@@ -57,7 +57,7 @@ class SessionViews:
         return session.suite, _STANDARD_LIBRARY_VERSIONS[session.version], bits
 
     def compression(self) -> None:
-        """Return None: nothing here compresses (RFC 9846 section 4.1.2 forbids it)."""
+        """Return None: nothing here compresses (RFC 9846 section 4.2.2 forbids it)."""
         return
 
     def selected_alpn_protocol(self: _HasNegotiated) -> str | None:

@@ -14,7 +14,7 @@ there is no ticket, and the handshake is a full one. The authorization is applie
 to the certificate that the session remembers. For what changes without showing in these, such as a
 revocation that came to light, there is `clear`.
 
-**How long.** A ticket ends at the earliest of: the server's hint (RFC 9846 section 4.6.1, at most
+**How long.** A ticket ends at the earliest of: the server's hint (RFC 9846 section 4.7.1, at most
 seven days), the policy's `session_lifetime_seconds`, and the end of any certificate in the chain
 that was verified. The last two run from the full handshake, and tickets that a resumed session
 brings inherit them: otherwise a client that comes back often enough would never look at a

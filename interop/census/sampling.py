@@ -199,7 +199,7 @@ def records_of(data: bytes) -> Iterator[bytes]:
 def take_tickets(client: OpenSSLEnd, flight: bytes) -> Iterator[bytes]:
     """Hand a client what came after the handshake, a record at a time; yield each ticket's PSK.
 
-    On TLS 1.3 the library derives the PSK (RFC 9846 section 4.6.1) as it reads the ticket, and
+    On TLS 1.3 the library derives the PSK (RFC 9846 section 4.7.1) as it reads the ticket, and
     keeps it as the session's "master key". Two tickets read at once would show the last alone.
     """
     last = _main_secret(client.connection)

@@ -50,7 +50,7 @@ _CLOSE_NOTIFY: Final = b"\x01\x00"
 _LINGER_SECONDS: Final = 2.0
 _DEFAULT_TIMEOUT_SECONDS: Final = 30.0
 _MAX_FLIGHT_RECORDS: Final = 64
-_SIGNED: Final = b" " * 64 + b"TLS 1.3, server CertificateVerify\0"  # RFC 9846 section 4.4.3
+_SIGNED: Final = b" " * 64 + b"TLS 1.3, server CertificateVerify\0"  # RFC 9846 section 4.5.2
 
 _AEAD = AESGCM | ChaCha20Poly1305
 _SUITES: Final[dict[int, tuple[str, int, type[_AEAD]]]] = {  # hash, key length, AEAD
@@ -253,7 +253,7 @@ def _extension(kind: ExtensionType, content: bytes) -> bytes:
 
 
 def _client_hello(group: NamedGroup, share: bytes, server_name: str) -> bytes:
-    """Write a ClientHello (RFC 9846 section 4.1.2)."""
+    """Write a ClientHello (RFC 9846 section 4.2.2)."""
     name = b"\0" + _vector(2, server_name.encode("ascii"))
     block = (
         _extension(ExtensionType.SERVER_NAME, _vector(2, name)),

@@ -166,15 +166,15 @@ class _Expectation(NamedTuple):
 
 
 _OPEN, _CLOSED = True, False
-_LONG_TERM_CLOSED = _Expectation(_CLOSED, "RFC 8446, appendix E.1", "RFC 8422, section 2")
+_LONG_TERM_CLOSED = _Expectation(_CLOSED, "RFC 9846, appendix F.1", "RFC 8422, section 2")
 _LONG_TERM_OPEN = _Expectation(
     _OPEN, "no TLS 1.3 session is like this", "RFC 5246, section 7.4.7.1"
 )
-_SIGNATURES_ONLY = _Expectation(_CLOSED, "RFC 9846, section 4.4.3", "RFC 5246, section 7.4.3")
+_SIGNATURES_ONLY = _Expectation(_CLOSED, "RFC 9846, section 4.5.2", "RFC 5246, section 7.4.3")
 _OWN_SECRETS = _Expectation(_OPEN, "RFC 9846, section 7.3", "RFC 5246, section 6.3")
 _OTHERS_SECRETS = _Expectation(_CLOSED, "RFC 9846, section 7.1", "RFC 5246, section 8.1")
 _KEY_EXCHANGE = _Expectation(_OPEN, "RFC 9846, section 7.4.2", "RFC 8422, section 5.10")
-_HALF_A_HYBRID = _Expectation(_CLOSED, "draft-ietf-tls-ecdhe-mlkem, section 4.3", "")
+_HALF_A_HYBRID = _Expectation(_CLOSED, "draft-ietf-tls-hybrid-design, section 3.3", "")
 
 # By kind of theft, and by what the session is to it.
 _EXPECTATIONS: Final[dict[tuple[str, str], _Expectation]] = {

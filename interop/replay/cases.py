@@ -95,7 +95,7 @@ class Case:
 
 
 FRESH: Final[Mapping[Framing, str]] = {
-    "TLS 1.3": "RFC 9846 section 4.4.4",
+    "TLS 1.3": "RFC 9846 section 4.5.3",
     "TLS 1.2": "RFC 5246 section 7.4.9",
 }
 SEQUENCE: Final[Mapping[Framing, str]] = {
@@ -110,7 +110,7 @@ CHANGE: Final[Mapping[Framing, str]] = {
     "TLS 1.3": "RFC 9846 section 5",
     "TLS 1.2": "RFC 5246 section 7.1",
 }
-TICKETS: Final[Mapping[Framing, str]] = {"TLS 1.3": "RFC 9846 section 4.6.1"}
+TICKETS: Final[Mapping[Framing, str]] = {"TLS 1.3": "RFC 9846 section 4.7.1"}
 ANTI_REPLAY: Final[Mapping[Framing, str]] = {"TLS 1.3": "RFC 9846 section 8"}
 
 NO_TICKETS: Final[Mapping[Framing, str]] = {
@@ -121,7 +121,7 @@ NO_EARLY_DATA: Final[Mapping[Framing, str]] = {
 }
 NO_KEY_EXCHANGE: Final[Mapping[Framing, str]] = {
     "TLS 1.3": "there is no ClientKeyExchange: the key share is in the ClientHello "
-    "(RFC 9846 section 4.2.8)"
+    "(RFC 9846 section 4.3.8)"
 }
 NOTHING_FOLLOWS: Final[Mapping[Framing, str]] = {
     "TLS 1.2": "a client sends nothing more until the server has answered its Finished "

@@ -1,4 +1,4 @@
-"""Extensions of hello messages, certificates and tickets (RFC 9846 section 4.2).
+"""Extensions of hello messages, certificates and tickets (RFC 9846 section 4.3).
 
 `parse_extensions` keeps every extension's bytes by number; the functions after it read the ones
 that decide something. They run only when their message asks, so an extension that nobody needs
@@ -38,7 +38,7 @@ _HOST_NAME = 0
 
 
 class KeyShare(NamedTuple):
-    """A public value and the group it belongs to (RFC 9846 section 4.2.8)."""
+    """A public value and the group it belongs to (RFC 9846 section 4.3.8)."""
 
     group: int
     key_exchange: bytes

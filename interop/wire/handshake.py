@@ -43,7 +43,7 @@ __all__ = [
 HEADER_LENGTH = 4
 DEFAULT_LIMIT = 2**17
 
-# SHA-256 of "HelloRetryRequest" (RFC 9846 section 4.1.3)
+# SHA-256 of "HelloRetryRequest" (RFC 9846 section 4.2.3)
 HELLO_RETRY_REQUEST_RANDOM = bytes.fromhex(
     "cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c"
 )
@@ -88,7 +88,7 @@ class MessageAssembler:
 
 @dataclass(frozen=True, slots=True)
 class ClientHello:
-    """A ClientHello (RFC 9846 section 4.1.2), with the extensions that decide something."""
+    """A ClientHello (RFC 9846 section 4.2.2), with the extensions that decide something."""
 
     legacy_version: int
     random: bytes
@@ -113,7 +113,7 @@ class ClientHello:
 
 @dataclass(frozen=True, slots=True)
 class ServerHello:
-    """A ServerHello or HelloRetryRequest (RFC 9846 sections 4.1.3 and 4.1.4).
+    """A ServerHello or HelloRetryRequest (RFC 9846 sections 4.2.3 and 4.2.4).
 
     `version` is the one negotiated. `key_share` lacks its public value in a HelloRetryRequest,
     where `selected_group` names the group asked for.
@@ -180,7 +180,7 @@ def _body(message: bytes, kind: HandshakeType) -> Reader:
 
 
 def parse_client_hello(message: bytes) -> ClientHello:
-    """Read a ClientHello (RFC 9846 section 4.1.2). Raises `DissectError`."""
+    """Read a ClientHello (RFC 9846 section 4.2.2). Raises `DissectError`."""
     reader = _body(message, HandshakeType.CLIENT_HELLO)
     path = reader.path
     legacy_version = reader.u16("legacy_version")
@@ -218,7 +218,7 @@ def _u16_extension(block: ExtensionBlock, number: ExtensionType, path: str) -> i
 
 
 def parse_server_hello(message: bytes) -> ServerHello:
-    """Read a ServerHello or HelloRetryRequest (RFC 9846 section 4.1.3). Raises `DissectError`."""
+    """Read a ServerHello or HelloRetryRequest (RFC 9846 section 4.2.3). Raises `DissectError`."""
     reader = _body(message, HandshakeType.SERVER_HELLO)
     path = reader.path
     legacy_version = reader.u16("legacy_version")
@@ -253,7 +253,7 @@ def parse_server_hello(message: bytes) -> ServerHello:
 
 
 def encrypted_extensions(message: bytes) -> ExtensionBlock:
-    """Read EncryptedExtensions (RFC 9846 section 4.3.1). Raises `DissectError`."""
+    """Read EncryptedExtensions (RFC 9846 section 4.4.1). Raises `DissectError`."""
     reader = _body(message, HandshakeType.ENCRYPTED_EXTENSIONS)
     block = ext.parse_extensions(reader)
     reader.end()
@@ -263,7 +263,7 @@ def encrypted_extensions(message: bytes) -> ExtensionBlock:
 def certificate_chain(message: bytes, *, tls13: bool) -> tuple[bytes, ...]:
     """Read the certificates of a Certificate message, end entity first, in DER.
 
-    RFC 9846 section 4.4.2, RFC 5246 section 7.4.2. Raises `DissectError`.
+    RFC 9846 section 4.5.1, RFC 5246 section 7.4.2. Raises `DissectError`.
     """
     reader = _body(message, HandshakeType.CERTIFICATE)
     if tls13:
@@ -279,7 +279,7 @@ def certificate_chain(message: bytes, *, tls13: bool) -> tuple[bytes, ...]:
 
 
 def certificate_verify(message: bytes) -> tuple[int, bytes]:
-    """Read a CertificateVerify: scheme and signature (RFC 9846 section 4.4.3)."""
+    """Read a CertificateVerify: scheme and signature (RFC 9846 section 4.5.2)."""
     reader = _body(message, HandshakeType.CERTIFICATE_VERIFY)
     scheme = reader.u16("algorithm")
     signature = reader.opaque(2, "signature")
@@ -288,12 +288,12 @@ def certificate_verify(message: bytes) -> tuple[int, bytes]:
 
 
 def finished(message: bytes) -> bytes:
-    """Read a Finished: its verify_data (RFC 9846 section 4.4.4)."""
+    """Read a Finished: its verify_data (RFC 9846 section 4.5.3)."""
     return _body(message, HandshakeType.FINISHED).rest()
 
 
 def key_update(message: bytes) -> bool:
-    """Read a KeyUpdate: whether the peer is asked to update too (RFC 9846 section 4.6.3)."""
+    """Read a KeyUpdate: whether the peer is asked to update too (RFC 9846 section 4.7.3)."""
     reader = _body(message, HandshakeType.KEY_UPDATE)
     request = reader.u8("request_update")
     reader.end()
@@ -303,7 +303,7 @@ def key_update(message: bytes) -> bool:
 
 
 def new_session_ticket_tls13(message: bytes) -> NewSessionTicket:
-    """Read a TLS 1.3 ticket (RFC 9846 section 4.6.1). Raises `DissectError`."""
+    """Read a TLS 1.3 ticket (RFC 9846 section 4.7.1). Raises `DissectError`."""
     reader = _body(message, HandshakeType.NEW_SESSION_TICKET)
     lifetime = reader.u32("ticket_lifetime")
     reader.u32("ticket_age_add")

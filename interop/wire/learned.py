@@ -3,7 +3,7 @@
 Whoever opens a session with a key that gives its main secret has its tickets too, and so the
 sessions that resume it: a TLS 1.2 resumption has the very same main secret (RFC 5246 section
 7.4.1.2, RFC 5077), and a TLS 1.3 ticket stands for a pre-shared key that follows from the
-resumption secret (RFC 9846 section 4.6.1). One `LearnedSecrets` is shared by the sessions of a
+resumption secret (RFC 9846 section 4.7.1). One `LearnedSecrets` is shared by the sessions of a
 capture.
 
 Sessions are believed to be what they were proven to be: only a secret that has opened a record is

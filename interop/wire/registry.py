@@ -37,7 +37,7 @@ class ContentType(IntEnum):
 
 
 class ProtocolVersion(IntEnum):
-    """Protocol versions as they cross the wire (RFC 9846 section 4.2.1 and appendix D)."""
+    """Protocol versions as they cross the wire (RFC 9846 section 4.3.1 and appendix D)."""
 
     SSL_2_0 = 0x0002
     SSL_3_0 = 0x0300
@@ -74,7 +74,7 @@ class HandshakeType(IntEnum):
 
 
 class ExtensionType(IntEnum):
-    """Extension types (RFC 9846 section 4.2 and the IANA registry)."""
+    """Extension types (RFC 9846 section 4.3 and the IANA registry)."""
 
     SERVER_NAME = 0
     MAX_FRAGMENT_LENGTH = 1
@@ -131,7 +131,7 @@ class ExtensionType(IntEnum):
 
 
 class NamedGroup(IntEnum):
-    """Key exchange groups (RFC 9846 section 4.2.7 and the IANA registry)."""
+    """Key exchange groups (RFC 9846 section 4.3.7 and the IANA registry)."""
 
     SECT163K1 = 0x0001
     SECT163R1 = 0x0002
@@ -184,7 +184,7 @@ class NamedGroup(IntEnum):
 
 
 class SignatureScheme(IntEnum):
-    """Signature schemes (RFC 9846 section 4.2.3 and the IANA registry)."""
+    """Signature schemes (RFC 9846 section 4.3.3 and the IANA registry)."""
 
     RSA_PKCS1_SHA1 = 0x0201
     ECDSA_SHA1 = 0x0203
@@ -215,7 +215,7 @@ class SignatureScheme(IntEnum):
 
 
 class PskKeyExchangeMode(IntEnum):
-    """How a pre-shared key is used (RFC 9846 section 4.2.9)."""
+    """How a pre-shared key is used (RFC 9846 section 4.3.9)."""
 
     PSK_KE = 0
     PSK_DHE_KE = 1

@@ -1,7 +1,7 @@
 """Session tickets under a stolen ticket key (STEK): what lies in them, stack by stack.
 
 A ticket is a server's memory of a session, handed to the client under a key of the server's own
-(RFC 5077 section 4, RFC 9846 section 4.6.1). Its form is nobody's business but the server's, so
+(RFC 5077 section 4, RFC 9846 section 4.7.1). Its form is nobody's business but the server's, so
 each stack has its own; those of OpenSSL and the servers upon it, of Go and of tlslite-ng are read.
 `docs/attack.md` states them to the byte.
 

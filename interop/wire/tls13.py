@@ -243,7 +243,7 @@ class TLS13Engine(Engine):
             self._facts.client_key_shares[share.group] = share.key_exchange
 
     def take_server_hello(self, message: bytes, hello: ServerHello) -> None:
-        """Take a ServerHello or HelloRetryRequest (RFC 9846 sections 4.1.3 and 4.1.4)."""
+        """Take a ServerHello or HelloRetryRequest (RFC 9846 sections 4.2.3 and 4.2.4)."""
         name = name_of(CipherSuite, hello.cipher_suite)
         suite = self._suite = parameters_of(hello.cipher_suite)
         if suite is None or suite.key_exchange is not KeyExchange.TLS13:
@@ -330,7 +330,7 @@ class TLS13Engine(Engine):
             self._facts.client_certificates = hs.certificate_chain(message, tls13=True)
 
     def _take_ticket(self, ticket: NewSessionTicket) -> None:
-        """Note a ticket, and learn its pre-shared key (RFC 9846 section 4.6.1).
+        """Note a ticket, and learn its pre-shared key (RFC 9846 section 4.7.1).
 
         That follows from the resumption secret, which covers the client's Finished; a server's
         half may have been captured ahead of it, or a server may not have waited for it.

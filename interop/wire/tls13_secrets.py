@@ -7,7 +7,7 @@ The server's certificate key gives nothing: in TLS 1.3 it only ever signs.
 
 A pre-shared key may be stolen as such, lie in the ticket that is its identity, under a stolen
 ticket key, or have been learned when the session that issued the ticket was recovered. Wherever it
-is from, it is recognised by its binder (RFC 9846 section 4.2.11.2), an HMAC over the ClientHello,
+is from, it is recognised by its binder (RFC 9846 section 4.3.11.2), an HMAC over the ClientHello,
 so that a wrong one is refused before anything is derived from it.
 """
 

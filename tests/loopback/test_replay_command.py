@@ -97,7 +97,7 @@ def test_cases_are_listed_with_what_they_do(pfs: Pfs) -> None:
     for case in CASES:
         assert case.name in done.stdout
         assert case.sentence in done.stdout
-    assert "RFC 9846 section 4.4.4, RFC 5246 section 7.4.9" in done.stdout
+    assert "RFC 9846 section 4.5.3, RFC 5246 section 7.4.9" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 RESUMING = get_policy("2026-11-tls13-resumption")
 P256_BITS, HOUR_SECONDS, HANDSHAKE_RECORD = 256, 3600, 22
-PSK_KE, PSK_DHE_KE = 0, 1  # RFC 9846 section 4.2.9
+PSK_KE, PSK_DHE_KE = 0, 1  # RFC 9846 section 4.3.9
 ALLOW_NO_DHE_KEX, PREFER_NO_DHE_KEX = 1 << 10, 1 << 35  # ssl.h; not in pyOpenSSL
 
 

@@ -25,7 +25,7 @@ with warnings.catch_warnings():  # it imports asyncore, which Python is giving u
 
 RESUMING = transport.get_policy("2026-11-tls13-resumption")
 DEADLINE_SECONDS = 20.0
-MODES = {"psk_ke": 0, "psk_dhe_ke": 1}  # RFC 9846 section 4.2.9
+MODES = {"psk_ke": 0, "psk_dhe_ke": 1}  # RFC 9846 section 4.3.9
 
 
 class Recording:

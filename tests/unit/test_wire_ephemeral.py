@@ -112,7 +112,7 @@ def test_a_retry_is_followed_to_the_group_that_was_agreed() -> None:
 
 
 def test_a_retry_with_a_pre_shared_key() -> None:
-    """The binder covers the first ClientHello and the retry too (RFC 9846 section 4.2.11.2)."""
+    """The binder covers the first ClientHello and the retry too (RFC 9846 section 4.3.11.2)."""
     secret = bytes(range(32))
     settings = TLS13_ONLY | {"pskConfigs": [(b"name", secret)], "psk_modes": ["psk_dhe_ke"]}
     server = settings | {"eccCurves": ["secp384r1"], "keyShares": ["secp384r1"]}
