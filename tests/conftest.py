@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from certs.keystore.kek import FileKEK
 from interop.errors import PeerUnavailable
 from interop.peers.postgresql import PostgreSQLServer, run_postgresql
 from interop.peers.programs import Program, find_program
@@ -66,6 +67,12 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
     out = folder / "evidence"
     completed = run_pfs("prove", "--out", out, "--payload", payload, "--handshakes", "120")
     return Proof(out, PAYLOAD, completed)
+
+
+@pytest.fixture
+def kek(tmp_path: Path) -> FileKEK:
+    """Make the key-encryption key of a test's stores, in the file ``kek``."""
+    return FileKEK.create(tmp_path / "kek")
 
 
 @pytest.fixture(scope="session")

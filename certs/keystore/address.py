@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -31,32 +33,49 @@ __all__ = ["create_database", "open_database", "require_vacant"]
 _POSTGRESQL = ("postgresql://", "postgres://")
 
 
+@dataclass(frozen=True)
+class _Place:
+    """What can be done where an address leads, whichever kind of database is there."""
+
+    create: Callable[[Callable[[Connection], None]], None]
+    open: Callable[[float], Database]
+    require_vacant: Callable[[], None]
+
+
 def create_database(address: str | os.PathLike[str], fill: Callable[[Connection], None]) -> None:
     """Make the tables of a new store where the address says, and let `fill` write its first rows.
 
     All or nothing. Raises `StoreError`, or `InvalidInput` for what is no address.
     """
-    if isinstance(address, str) and address.startswith(_POSTGRESQL):
-        _postgresql().create(address, fill)
-    else:
-        SQLiteDatabase.create(_file_of(address), fill)
+    _place(address).create(fill)
 
 
 def open_database(
     address: str | os.PathLike[str], *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS
 ) -> Database:
     """Open the database of an existing store; raise `StoreError` or `InvalidInput`."""
-    if isinstance(address, str) and address.startswith(_POSTGRESQL):
-        return _postgresql().open(address, busy_timeout_seconds=busy_timeout_seconds)
-    return SQLiteDatabase.open(_file_of(address), busy_timeout_seconds=busy_timeout_seconds)
+    return _place(address).open(busy_timeout_seconds)
 
 
 def require_vacant(address: str | os.PathLike[str]) -> None:
     """Raise `StoreError` if something stands where a store is to be made."""
+    _place(address).require_vacant()
+
+
+def _place(address: str | os.PathLike[str]) -> _Place:
     if isinstance(address, str) and address.startswith(_POSTGRESQL):
-        _postgresql().require_vacant(address)
-    else:
-        SQLiteDatabase.require_vacant(_file_of(address))
+        server = _postgresql()
+        return _Place(
+            create=partial(server.create, address),
+            open=lambda patience: server.open(address, busy_timeout_seconds=patience),
+            require_vacant=partial(server.require_vacant, address),
+        )
+    path = _file_of(address)
+    return _Place(
+        create=partial(SQLiteDatabase.create, path),
+        open=lambda patience: SQLiteDatabase.open(path, busy_timeout_seconds=patience),
+        require_vacant=partial(SQLiteDatabase.require_vacant, path),
+    )
 
 
 def _file_of(address: str | os.PathLike[str]) -> Path:

@@ -71,18 +71,7 @@ class AuditLog:
         """Add entries, in a write transaction; `AuditLogAltered` if the log's end was altered."""
         if not entries:
             return
-        head = connection.execute(_END).first()
-        if head is None:
-            raise AuditLogAltered("the head of the audit log was removed", row=None)
-        private_key = self._private_key(as_bytes(head.key, "audit_head.key"))
-        try:
-            frontier = Frontier.parse(
-                as_number(head.size, "audit_head.size"),
-                as_bytes(head.frontier, "audit_head.frontier"),
-            )
-        except ValueError:
-            raise _altered_end(None) from None
-        self._require_end(head, private_key, frontier)
+        private_key, frontier, _ = self._end(connection)
         rows: list[dict[str, int | bytes]] = []
         signature = b""
         for entry in entries:
@@ -105,18 +94,10 @@ class AuditLog:
         return self._note_key(self._private_key(as_bytes(sealed, "audit_head.key")))
 
     def checkpoint(self, connection: Connection) -> bytes:
-        """Return the log's signed checkpoint as its head and its last row have it, unchecked."""
-        head = connection.execute(_END).first()
-        if head is None:
-            raise AuditLogAltered("the head of the audit log was removed", row=None)
-        try:
-            size = as_number(head.size, "audit_head.size")
-            frontier = Frontier.parse(size, as_bytes(head.frontier, "audit_head.frontier"))
-        except ValueError:
-            raise _altered_end(None) from None
-        self._require_end(head, self._private_key(as_bytes(head.key, "audit_head.key")), frontier)
-        text = Checkpoint(self._origin, size, frontier.root).text
-        return self.key(connection).note(text, as_bytes(head.signature, "audit_log.signature"))
+        """Return the log's signed checkpoint; only its end is checked, as before an append."""
+        private_key, frontier, signature = self._end(connection)
+        text = Checkpoint(self._origin, frontier.size, frontier.root).text
+        return self._note_key(private_key).note(text, signature)
 
     def rows(self, connection: Connection, start: int = 0) -> Iterator[AuditRow]:
         """Yield rows in their order, a bounded number in memory."""
@@ -168,6 +149,22 @@ class AuditLog:
                 row=found.size,
             )
         return key.note(found.text, signature)
+
+    def _end(self, connection: Connection) -> tuple[Ed25519PrivateKey, Frontier, bytes]:
+        """Return the log's key, its frontier and its last signature, which has to be genuine."""
+        head = connection.execute(_END).first()
+        if head is None:
+            raise AuditLogAltered("the head of the audit log was removed", row=None)
+        private_key = self._private_key(as_bytes(head.key, "audit_head.key"))
+        try:
+            frontier = Frontier.parse(
+                as_number(head.size, "audit_head.size"),
+                as_bytes(head.frontier, "audit_head.frontier"),
+            )
+        except ValueError:
+            raise _altered_end(None) from None
+        self._require_end(head, private_key, frontier)
+        return private_key, frontier, head.signature or b""
 
     def _require_end(
         self, head: Row[*tuple[object, ...]], private_key: Ed25519PrivateKey, frontier: Frontier

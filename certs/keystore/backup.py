@@ -24,6 +24,7 @@ from certs.errors import CorruptEnvelope, InvalidInput
 from certs.keystore.kek.provider import MAX_WRAPPED_BYTES
 from certs.keystore.rows import every_row
 from certs.keystore.streaming import StreamOpener, StreamSealer
+from certs.keystore.tables import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,15 +78,16 @@ def write_backup(
     connection: Connection,
     keyring: Keyring,
     root: RootRow,
-    facts: tuple[int, int, bytes],
     write: Callable[[bytes], object],
+    *,
+    now: int,
+    checkpoint: bytes,
 ) -> int:
     """Write a backup of one view of a store, piece by piece; return how many rows it holds.
 
-    `facts` are the schema, the present time, and the audit log's signed checkpoint.
+    `checkpoint` is the audit log's, signed.
     """
-    schema, now, checkpoint = facts
-    said = _Said(now, root.generation, schema, root.store_id.hex(), root.wrapped)
+    said = _Said(now, root.generation, SCHEMA_VERSION, root.store_id.hex(), root.wrapped)
     header = _FORMAT + msgspec.json.encode(said) + b"\n"
     write(header)
     stream = StreamSealer(keyring.backup_key(), header)

@@ -155,7 +155,7 @@ class GroupCommit:
         try:
             with self._database.savepoint(connection):
                 part.result = part.work(connection)
-        except Exception as error:
+        except Exception as error:  # whatever a part raises is its caller's, who gets it
             if isinstance(error, StoreError) and not isinstance(error, DuplicateRow):
                 raise  # the database itself: nobody's part can be done
             part.error = error

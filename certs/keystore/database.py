@@ -27,28 +27,29 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 import sqlalchemy
+from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
 from certs.errors import StoreError, StoreFault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection, Engine, RootTransaction
 
 __all__ = [
     "BUSY_TIMEOUT_SECONDS",
     "DAMAGED",
-    "KIND_OPTION",
     "ConnectionLost",
     "Database",
     "DuplicateRow",
     "Kind",
+    "say_begin",
 ]
 
 BUSY_TIMEOUT_SECONDS = 10.0
-KIND_OPTION = "pfs_transaction"
+_KIND_OPTION = "pfs_transaction"
 Kind = Literal["read", "write"]
 _Answer = TypeVar("_Answer")
 DAMAGED = (StoreFault.DAMAGED, "is damaged or not a key store; restore it from a backup")
@@ -155,26 +156,22 @@ class Database(ABC):
     @contextmanager
     def _begun(self, kind: Kind | None) -> Iterator[Connection]:
         try:
-            connection = self._begin(kind)
+            connection, transaction = self._begin(kind)
         except DBAPIError as error:
             if not error.connection_invalidated:
                 raise
-            connection = self._begin(kind)  # the pool has dropped the others that were lost with it
-        with connection:
-            transaction = connection.get_transaction()
-            if transaction is None:  # begun above, and not ended by anybody
-                raise StoreError("a transaction ended by itself", fault=StoreFault.UNREADABLE)
-            with transaction:
-                yield connection
+            # The pool has dropped the others that were lost with it.
+            connection, transaction = self._begin(kind)
+        with connection, transaction:
+            yield connection
 
-    def _begin(self, kind: Kind | None) -> Connection:
-        connection = self.engine.connect().execution_options(**{KIND_OPTION: kind})
+    def _begin(self, kind: Kind | None) -> tuple[Connection, RootTransaction]:
+        connection = self.engine.connect().execution_options(**{_KIND_OPTION: kind})
         try:
-            connection.begin()
+            return connection, connection.begin()
         except BaseException:
             connection.close()
             raise
-        return connection
 
     def _translated(self, error: DBAPIError) -> StoreError:
         found = self.fault_of(error)
@@ -183,3 +180,13 @@ class Database(ABC):
         kind = ConnectionLost if error.connection_invalidated else StoreError
         fault, text = found
         return kind(f"{self.name} {text}", fault=fault)
+
+
+def say_begin(engine: Engine, statements: Mapping[Kind, str]) -> None:
+    """Have each transaction of a kind begun by its statement; one of no kind begins with none."""
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        kind = connection.get_execution_options().get(_KIND_OPTION)
+        if kind is not None:
+            connection.exec_driver_sql(statements[kind])

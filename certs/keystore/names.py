@@ -11,7 +11,7 @@ import re
 
 from certs.errors import InvalidName
 
-__all__ = ["MAX_NAME_LENGTH", "is_name", "is_under", "require_name"]
+__all__ = ["MAX_NAME_LENGTH", "is_name", "is_under", "just_before", "require_name"]
 
 MAX_NAME_LENGTH = 128
 _SHOWN = 40
@@ -27,6 +27,11 @@ def is_name(text: str) -> bool:
 def is_under(name: str, scope: str) -> bool:
     """Return whether a name is the scope's own or below it: ``web`` has ``web/a``, not ``webs``."""
     return name == scope or name.startswith(f"{scope}/")
+
+
+def just_before(name: str) -> str:
+    """Return a text that sorts before a name and after every name that does."""
+    return f"{name[:-1]}{chr(ord(name[-1]) - 1)}\N{DELETE}"
 
 
 def require_name(text: str) -> str:

@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Self
 import psycopg
 import sqlalchemy
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from sqlalchemy import Connection, Engine, event, inspect
+from sqlalchemy import inspect
 
 from certs.errors import InvalidInput, StoreError, StoreFault
-from certs.keystore.database import BUSY_TIMEOUT_SECONDS, DAMAGED, KIND_OPTION, Database
+from certs.keystore.database import BUSY_TIMEOUT_SECONDS, DAMAGED, Database, Kind, say_begin
 from certs.keystore.rows import every_row, write_rows
 from certs.keystore.sqlite import SQLiteDatabase
 from certs.keystore.tables import metadata, store_info
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from sqlalchemy import Connection, Engine
     from sqlalchemy.exc import DBAPIError
 
 __all__ = ["PostgreSQLDatabase"]
@@ -49,7 +50,7 @@ _MOST_CONNECTIONS = 20
 _WAIT_SECONDS = 30.0
 _CREATORS = 0x50465353  # the advisory lock that creators of a store take: "PFSS"
 
-_BEGIN = {
+_BEGIN: dict[Kind, str] = {
     "read": "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
     "write": (
         "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; "
@@ -219,10 +220,5 @@ def _engine(url: str, busy_timeout_seconds: float) -> Engine:
         hide_parameters=True,  # an error's text never quotes a row
     )
 
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        kind = connection.get_execution_options().get(KIND_OPTION)
-        if isinstance(kind, str):
-            connection.exec_driver_sql(_BEGIN[kind])
-
+    say_begin(engine, _BEGIN)
     return engine

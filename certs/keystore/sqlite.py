@@ -27,11 +27,10 @@ from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
 import sqlalchemy
-from sqlalchemy import Connection, Engine, event
 from sqlalchemy.pool import QueuePool
 
 from certs.errors import StoreError, StoreFault
-from certs.keystore.database import BUSY_TIMEOUT_SECONDS, DAMAGED, KIND_OPTION, Database
+from certs.keystore.database import BUSY_TIMEOUT_SECONDS, DAMAGED, Database, Kind, say_begin
 from certs.keystore.files import new_file
 from certs.keystore.tables import APPLICATION_ID, metadata
 
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from sqlalchemy import Connection, Engine
     from sqlalchemy.exc import DBAPIError
 
 __all__ = ["SQLiteDatabase"]
@@ -48,7 +48,7 @@ _MOST_CONNECTIONS = 100
 _READ_WRITE = "mode=rw"
 _SQLITE_MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
-_BEGIN = {"read": "BEGIN", "write": "BEGIN IMMEDIATE"}
+_BEGIN: dict[Kind, str] = {"read": "BEGIN", "write": "BEGIN IMMEDIATE"}
 
 _FAULTS: dict[int, tuple[StoreFault, str]] = {
     sqlite3.SQLITE_BUSY: (
@@ -213,12 +213,7 @@ def _engine(path: Path, mode: str, busy_timeout_seconds: float) -> Engine:
         hide_parameters=True,  # an error's text never quotes a row
     )
 
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        kind = connection.get_execution_options().get(KIND_OPTION)
-        if isinstance(kind, str):
-            connection.exec_driver_sql(_BEGIN[kind])
-
+    say_begin(engine, _BEGIN)
     return engine
 
 

@@ -43,7 +43,7 @@ from certs.keystore.identity import first_rows, open_keyring
 from certs.keystore.kek import KEKProvider, using_provider
 from certs.keystore.keyring import Keyring, new_store_id, root_context
 from certs.keystore.kinds import default_purpose, require_purpose
-from certs.keystore.names import is_under, require_name
+from certs.keystore.names import is_under, just_before, require_name
 from certs.keystore.payload import (
     AES_256_BYTES,
     MAX_SECRET_BYTES,
@@ -282,7 +282,7 @@ class KeyStore(KeyUpkeep):
         sealed.
         """
         with self._gate.perform("list", under):
-            last = require_name(under)[:-1] if under else ""
+            last = just_before(require_name(under)) if under else ""
         while True:
             with self.database.read() as connection:
                 page = keys_after(connection, self._keyring, last, _PAGE)

@@ -17,7 +17,6 @@ from certs.keystore.maintenance import (
     wrap_again,
 )
 from certs.keystore.oversight import KeyOversight
-from certs.keystore.tables import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     import os
@@ -89,8 +88,13 @@ class KeyUpkeep(KeyOversight):
         """
         with self._gate.perform("backup", "") as act, writing_to(destination) as write:
             with self.database.read() as connection:
-                facts = SCHEMA_VERSION, self._now(), self._gate.log.checkpoint(connection)
-                root = read_root(connection)
-                rows = write_backup(connection, self._keyring, root, facts, write)
+                rows = write_backup(
+                    connection,
+                    self._keyring,
+                    read_root(connection),
+                    write,
+                    now=self._now(),
+                    checkpoint=self._gate.log.checkpoint(connection),
+                )
             act.details = {"rows": str(rows)}
             return rows

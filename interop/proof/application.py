@@ -1,33 +1,32 @@
 """The application behind every recorded endpoint: HTTP/1.1 PUT, counted.
 
 The proof needs to know two things about the application: what it was sent, and how often it ran.
-`Application` counts both, for the blocking and the asyncio endpoint alike; the protocol itself is
-`UploadExchange`, bytes in and bytes out, with h11 doing HTTP. A request may carry a Content-Digest
-(RFC 9530), which is then checked; the answer states the digest of what arrived, so that a client
-knows that its payload is there whole.
+`Application` counts both, for the blocking and the asyncio endpoint alike. A request may carry a
+Content-Digest (RFC 9530), which is then checked; the answer states the digest of what arrived, so
+that a client knows that its payload is there whole.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 import h11
 
 from interop.errors import InteropError
+from interop.http_exchange import HTTPApplication, HTTPExchange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from transport import TLSStream
+    from interop.http_exchange import ByteStream
 
 __all__ = [
     "MAX_PAYLOAD_BYTES",
     "Application",
-    "ByteStream",
     "Upload",
     "UploadError",
     "UploadExchange",
@@ -43,16 +42,6 @@ _READ_BYTES = 256 * 1024
 
 class UploadError(InteropError):
     """An upload was not acknowledged, or was acknowledged as something else."""
-
-
-class ByteStream(Protocol):
-    """What an endpoint's connection offers: the part of a socket that HTTP/1.1 needs."""
-
-    def recv(self, size: int, /) -> bytes:
-        """Return at most `size` bytes; none at the end of the stream."""
-
-    def sendall(self, data: bytes, /) -> object:
-        """Send all of `data`."""
 
 
 @dataclass(frozen=True)
@@ -72,139 +61,32 @@ def _digest_field(sha256: bytes) -> bytes:
     return b"sha-256=:" + base64.b64encode(sha256) + b":"
 
 
-class UploadExchange:
-    """One connection's HTTP/1.1 server side, without I/O.
-
-    `receive` takes what came from the peer and returns what to send back; `finished` says that
-    nothing more will come of this connection.
-    """
+class UploadExchange(HTTPExchange[Upload]):
+    """One connection's PUTs: the answer is 201 with the digest of what arrived."""
 
     def __init__(self) -> None:
-        self._connection = h11.Connection(h11.SERVER)
-        self._digest = hashlib.sha256()
-        self._length_bytes = 0
+        super().__init__(MAX_PAYLOAD_BYTES)
         self._promised_digest: bytes | None = None
-        self.uploads: list[Upload] = []
-        self.finished = False
 
-    def receive(self, data: bytes) -> bytes:
-        """Take bytes from the peer (none: its end of stream); return bytes for it."""
-        self._connection.receive_data(data)
-        answer = bytearray()
-        try:
-            while not self.finished:
-                event = self._connection.next_event()
-                if not isinstance(event, h11.Event):  # more data is needed first
-                    break
-                answer += self._handle(event)
-        except h11.RemoteProtocolError as error:
-            self.finished = True
-            if self._connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                answer += self._respond(error.error_status_hint, b"")
-        return bytes(answer)
+    def begin(self, request: h11.Request) -> HTTPStatus | None:
+        """Refuse all but PUT."""
+        self._promised_digest = dict(request.headers).get(b"content-digest")
+        return None if request.method == b"PUT" else HTTPStatus.METHOD_NOT_ALLOWED
 
-    def _handle(self, event: h11.Event) -> bytes:
-        match event:
-            case h11.Request():
-                self._promised_digest = dict(event.headers).get(b"content-digest")
-                self._digest = hashlib.sha256()
-                self._length_bytes = 0
-                if event.method != b"PUT":
-                    self.finished = True
-                    return self._respond(405, b"")
-                if self._connection.they_are_waiting_for_100_continue:
-                    informational = h11.InformationalResponse(status_code=100, headers=[])
-                    return self._connection.send(informational) or b""
-            case h11.Data():
-                self._length_bytes += len(event.data)
-                if self._length_bytes > MAX_PAYLOAD_BYTES:
-                    self.finished = True
-                    return self._respond(413, b"")
-                self._digest.update(event.data)
-            case h11.EndOfMessage():
-                return self._complete()
-            case h11.ConnectionClosed():
-                self.finished = True
-            case _:
-                pass
-        return b""
-
-    def _complete(self) -> bytes:
-        digest = self._digest.digest()
-        field = _digest_field(digest)
+    def complete(self, length_bytes: int, sha256: bytes) -> tuple[HTTPStatus, bytes]:
+        """Take the payload, unless it is not what its Content-Digest promised."""
+        field = _digest_field(sha256)
         if self._promised_digest not in (None, field):
-            self.finished = True
-            return self._respond(400, b"")
-        self.uploads.append(Upload(self._length_bytes, digest.hex()))
-        answer = self._respond(201, field)
-        if self._connection.our_state is h11.DONE and self._connection.their_state is h11.DONE:
-            self._connection.start_next_cycle()
-        else:
-            self.finished = True
-        return answer
-
-    def _respond(self, status: int, received_digest: bytes) -> bytes:
-        headers = [(b"content-length", str(len(received_digest)).encode())]
-        return b"".join(
-            self._connection.send(event) or b""
-            for event in (
-                h11.Response(status_code=status, headers=headers),
-                h11.Data(data=received_digest),
-                h11.EndOfMessage(),
-            )
-        )
+            return HTTPStatus.BAD_REQUEST, b""
+        self.results.append(Upload(length_bytes, sha256.hex()))
+        return HTTPStatus.CREATED, field
 
 
-class Application:
-    """Counts what reaches it, over any number of connections and threads.
-
-    `executions` is how often application code ran (a connection was handed over), `uploads` is
-    what arrived whole.
-    """
+class Application(HTTPApplication[Upload]):
+    """Takes uploads; `connections` says how often application code ran."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._executions = 0
-        self._uploads: list[Upload] = []
-
-    @property
-    def executions(self) -> int:
-        """How many connections reached application code."""
-        with self._lock:
-            return self._executions
-
-    @property
-    def uploads(self) -> tuple[Upload, ...]:
-        """The payloads that arrived whole, in the order in which they were acknowledged."""
-        with self._lock:
-            return tuple(self._uploads)
-
-    def serve(self, connection: ByteStream) -> None:
-        """Serve one connection of a blocking endpoint until either side is done with it."""
-        exchange = self._enter()
-        while not exchange.finished:
-            if answer := self._step(exchange, connection.recv(_READ_BYTES)):
-                connection.sendall(answer)
-
-    async def serve_stream(self, stream: TLSStream) -> None:
-        """Serve one connection of an asyncio endpoint until either side is done with it."""
-        exchange = self._enter()
-        while not exchange.finished:
-            if answer := self._step(exchange, await stream.read(_READ_BYTES)):
-                stream.write(answer)
-                await stream.drain()
-
-    def _enter(self) -> UploadExchange:
-        with self._lock:
-            self._executions += 1
-        return UploadExchange()
-
-    def _step(self, exchange: UploadExchange, data: bytes) -> bytes:
-        known = len(exchange.uploads)
-        answer = exchange.receive(data)
-        with self._lock:
-            self._uploads += exchange.uploads[known:]
-        return answer
+        super().__init__(UploadExchange)
 
 
 def request_bytes(payload: bytes, *, host: str) -> bytes:
@@ -264,7 +146,7 @@ def _require_acknowledged(chunks: Iterator[bytes], payload: bytes) -> None:
                     pass
     except h11.RemoteProtocolError as error:
         raise UploadError(f"the server's answer is not HTTP: {error}") from error
-    if status != 201 or bytes(body) != content_digest(payload):  # noqa: PLR2004 - Created
+    if status != HTTPStatus.CREATED or bytes(body) != content_digest(payload):
         raise UploadError(f"the server did not acknowledge the payload: status {status}")
 
 

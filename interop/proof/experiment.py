@@ -247,7 +247,7 @@ class _Stage:
 
     def _replay_session(self, session: Session, server: _Server) -> Replay:
         flight = client_flight(self._directory / session.capture)
-        executions = server.application.executions
+        executions = server.application.connections
         captures: list[str] = []
         for attempt, manner in enumerate(MANNERS, start=1):
             name = f"replay-{session.name}-{attempt}"
@@ -263,7 +263,7 @@ class _Stage:
         return Replay(
             session=session.name,
             attempts=len(MANNERS),
-            executed=server.application.executions - executions,
+            executed=server.application.connections - executions,
             captures=tuple(captures),
         )
 
@@ -278,7 +278,7 @@ class _Stage:
         executed = 0
         for scenario in live:
             server = self._servers[scenario.server]
-            executions, known = server.application.executions, len(server.key_log.getvalue())
+            executions, known = server.application.connections, len(server.key_log.getvalue())
             name = f"genuine-{scenario.name}"
             record_session(
                 scenario,
@@ -289,7 +289,7 @@ class _Stage:
                 trust_anchors_file=Path(),
             )
             self._keep_secrets(name, server, known)
-            executed += server.application.executions - executions
+            executed += server.application.connections - executions
             captures.append(name)
         return Replay(
             session="genuine",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from interop.peers.early_data import early_data_context, serve_early_data
 from interop.replay.application import CountingApplication
-from interop.replay.servers import PlainListener, ThreadedServer
+from interop.replay.servers import CountingServer, PlainListener, threaded_server
 from interop.wire.record import RecordSplitter
 from interop.wire.registry import ContentType
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import socket
 
     from certs.credential import Credential
-    from interop.proof.application import ByteStream
+    from interop.http_exchange import ByteStream
 
 __all__ = ["RecordStream", "early_data_server", "plain_server", "unprotected_server"]
 
@@ -32,28 +32,28 @@ _RECORD_BYTES: Final = 16 * 1024
 _VERSION: Final = 0x0303
 
 
-def plain_server() -> ThreadedServer[socket.socket]:
+def plain_server() -> CountingServer:
     """Return a server of HTTP on bare TCP."""
-    return ThreadedServer(PlainListener(), CountingApplication.serve)
+    return threaded_server(PlainListener(), CountingApplication.serve)
 
 
-def unprotected_server() -> ThreadedServer[socket.socket]:
+def unprotected_server() -> CountingServer:
     """Return a server of HTTP in records that nothing protects."""
 
     def serve(application: CountingApplication, connection: socket.socket) -> None:
         application.serve(RecordStream(connection))
 
-    return ThreadedServer(PlainListener(), serve)
+    return threaded_server(PlainListener(), serve)
 
 
-def early_data_server(credential: Credential) -> ThreadedServer[socket.socket]:
+def early_data_server(credential: Credential) -> CountingServer:
     """Return a server of TLS 1.3 that takes 0-RTT data, as often as they come."""
     context = early_data_context(credential.certificates_pem(), credential.private_key_pem())
 
     def serve(application: CountingApplication, connection: socket.socket) -> None:
         serve_early_data(context, connection, application.serve)
 
-    return ThreadedServer(PlainListener(), serve)
+    return threaded_server(PlainListener(), serve)
 
 
 class RecordStream:

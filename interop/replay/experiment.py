@@ -29,8 +29,8 @@ from interop.replay.servers import describe_end
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from interop.http_exchange import ByteStream
     from interop.peers.early_data import EarlyDataClient, Ticket
-    from interop.proof.application import ByteStream
     from interop.replay.application import Request
     from interop.replay.cases import Case
     from interop.replay.flights import Flight

@@ -11,6 +11,7 @@ body.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
@@ -83,7 +84,7 @@ class Flight:
         return b"".join(units[:end]), b"".join(units[end:])
 
 
-class _Units:
+class _Units(ABC):
     """Cuts one direction; what cannot be cut is passed on as it came."""
 
     def __init__(self, framing: Framing) -> None:
@@ -111,11 +112,13 @@ class _Units:
         self._pending.clear()
         return [Unit(Role.OTHER, rest)] if rest else []
 
+    @abstractmethod
     def _feed_plain(self) -> list[Unit]:
-        raise NotImplementedError
+        """Return the units of what came outside of records."""
 
+    @abstractmethod
     def _role(self, record: Record) -> Role:
-        raise NotImplementedError
+        """Say what a record is."""
 
 
 class ClientUnits(_Units):

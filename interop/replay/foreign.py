@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from certs.credential import TrustAnchors
-    from interop.proof.application import ByteStream
+    from interop.http_exchange import ByteStream
     from interop.replay.application import Request
     from interop.replay.deliveries import Deliver, Delivery
     from interop.replay.flights import Framing

@@ -7,14 +7,15 @@ which on TLS 1.3 is the only place where the alerts that it sent can be read.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 import threading
-from typing import TYPE_CHECKING, Final, Generic, Protocol, Self, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import transport
 from interop.errors import InteropError
+from interop.live_servers import DEADLINE_SECONDS, AsyncioServer, ThreadedServer
 from interop.replay.application import CountingApplication
 from transport import TLSSocket, TransportError
 
@@ -22,22 +23,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from certs.credential import Credential
-    from transport import SecurityPolicy
+    from interop.live_servers import Listener, LiveServer
+    from transport import SecurityPolicy, TLSStream
 
 __all__ = [
-    "AsyncioServer",
     "CountingServer",
     "PlainListener",
-    "ThreadedServer",
+    "asyncio_server",
     "blocking_server",
     "describe_end",
+    "threaded_server",
 ]
 
-_DEADLINE_SECONDS: Final = 20.0
 _MAX_REACTIONS: Final = 64
 _LOOPBACK: Final = ("127.0.0.1", 0)
 _Connection = TypeVar("_Connection", socket.socket, TLSSocket)
-_Accepted_co = TypeVar("_Accepted_co", covariant=True)
 
 
 def describe_end(error: BaseException | None) -> str:
@@ -56,19 +56,34 @@ def describe_end(error: BaseException | None) -> str:
 
 
 class CountingServer:
-    """What every live server here has: an address, its application, and how connections ended."""
+    """A live server with an application that counts, and how its connections ended.
 
-    def __init__(self) -> None:
-        self.address: tuple[str, int] = ("", 0)
+    `make` makes the server itself: it is to hand connections to `application` and to call `ended`.
+    """
+
+    def __init__(self, make: Callable[[CountingServer], LiveServer]) -> None:
         self.application = CountingApplication()
         self._changed = threading.Condition()
         self._dialled = 0
         self._ended = 0
         self._reactions: list[str] = []
+        self._server = make(self)
+
+    def __enter__(self) -> Self:
+        self._server.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._server.__exit__(*exception)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        return self._server.address
 
     def dial(self) -> socket.socket:
         """Connect to the server; raises `OSError`."""
-        connection = socket.create_connection(self.address, _DEADLINE_SECONDS)
+        connection = socket.create_connection(self.address, DEADLINE_SECONDS)
         with self._changed:
             self._dialled += 1
         return connection
@@ -87,24 +102,11 @@ class CountingServer:
         Raises `InteropError` where one does not end in time.
         """
         with self._changed:
-            over = self._changed.wait_for(lambda: self._ended >= self._dialled, _DEADLINE_SECONDS)
+            over = self._changed.wait_for(lambda: self._ended >= self._dialled, DEADLINE_SECONDS)
             reactions, self._reactions = tuple(self._reactions), []
             if not over:
                 raise InteropError("a connection to the server did not end in time")
         return reactions
-
-
-class _Listener(Protocol[_Accepted_co]):
-    """What accepts: `accept` raises `OSError` once `close` was called, in another thread too."""
-
-    def accept(self) -> tuple[_Accepted_co, object]:
-        """Wait for a connection and return it."""
-
-    def close(self) -> None:
-        """Accept no more."""
-
-    def getsockname(self) -> tuple[str, int]:
-        """Return the address listened on."""
 
 
 class PlainListener:
@@ -129,66 +131,28 @@ class PlainListener:
         return str(host), int(port)
 
 
-class ThreadedServer(CountingServer, Generic[_Connection]):
-    """Accepts in one thread and serves each connection in one of its own.
+def threaded_server(
+    listener: Listener[_Connection], serve: Callable[[CountingApplication, _Connection], None]
+) -> CountingServer:
+    """Return a server whose threads call `serve` with the application and a connection."""
 
-    `serve` is called with the application and a connection, which is closed after it.
-    """
+    def make(counting: CountingServer) -> LiveServer:
+        return ThreadedServer(
+            listener, lambda connection: serve(counting.application, connection), counting.ended
+        )
 
-    def __init__(
-        self,
-        listener: _Listener[_Connection],
-        serve: Callable[[CountingApplication, _Connection], None],
-    ) -> None:
-        super().__init__()
-        self._listener: _Listener[_Connection] = listener
-        self._serve: Callable[[CountingApplication, _Connection], None] = serve
-        self._acceptor = threading.Thread(target=self._accept, name="pfs-accept", daemon=True)
-        self._serving: list[threading.Thread] = []
-
-    def __enter__(self) -> Self:
-        self.address = self._listener.getsockname()
-        self._acceptor.start()
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._listener.close()
-        self._acceptor.join(_DEADLINE_SECONDS)
-        for thread in self._serving:
-            thread.join(_DEADLINE_SECONDS)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:  # closed: the end of this server
-                return
-            self._serving = [thread for thread in self._serving if thread.is_alive()]
-            thread = threading.Thread(target=self._serve_one, args=(connection,), daemon=True)
-            thread.start()
-            self._serving.append(thread)
-
-    def _serve_one(self, connection: _Connection) -> None:
-        failure: Exception | None = None
-        try:
-            with connection:
-                connection.settimeout(_DEADLINE_SECONDS)
-                self._serve(self.application, connection)
-        except (InteropError, OSError) as error:  # replays end badly as a rule
-            failure = error
-        finally:
-            self.ended(failure)
+    return CountingServer(make)
 
 
-def blocking_server(credential: Credential, policy: SecurityPolicy) -> ThreadedServer[TLSSocket]:
+def blocking_server(credential: Credential, policy: SecurityPolicy) -> CountingServer:
     """Return a server on the blocking engine."""
     listener = transport.wrap_listener(
         socket.create_server(_LOOPBACK),
         credential=credential,
         policy=policy,
-        handshake_timeout_seconds=_DEADLINE_SECONDS,
+        handshake_timeout_seconds=DEADLINE_SECONDS,
     )
-    return ThreadedServer(listener, _serve_tls)
+    return threaded_server(listener, _serve_tls)
 
 
 def _serve_tls(application: CountingApplication, connection: TLSSocket) -> None:
@@ -196,63 +160,23 @@ def _serve_tls(application: CountingApplication, connection: TLSSocket) -> None:
     application.serve(connection)
 
 
-class AsyncioServer(CountingServer):
-    """The asyncio engine, as `start_server` makes it, on an event loop in a thread of its own."""
+def asyncio_server(credential: Credential, policy: SecurityPolicy) -> CountingServer:
+    """Return a server on the asyncio engine."""
 
-    def __init__(self, credential: Credential, policy: SecurityPolicy) -> None:
-        super().__init__()
-        self._credential = credential
-        self._policy = policy
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
-        self._ready = threading.Event()
-        self._failure: OSError | None = None
-        self._thread = threading.Thread(target=self._run, name="pfs-asyncio", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self._ready.wait(_DEADLINE_SECONDS)
-        if self._failure is not None:
-            raise self._failure
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        if self._loop is not None and self._stop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop failed and is gone
-                self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(_DEADLINE_SECONDS)
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except OSError as error:
-            self._failure = error
-        finally:
-            self._ready.set()
-
-    async def _serve(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        server = await transport.start_server(
-            self._handle,
-            "127.0.0.1",
-            0,
-            credential=self._credential,
-            policy=self._policy,
-            handshake_timeout_seconds=_DEADLINE_SECONDS,
-            on_handshake_failure=lambda _address, error: self.ended(error),
+    def make(counting: CountingServer) -> LiveServer:
+        start = partial(
+            transport.start_server,
+            host="127.0.0.1",
+            port=0,
+            credential=credential,
+            policy=policy,
+            handshake_timeout_seconds=DEADLINE_SECONDS,
+            on_handshake_failure=lambda _address, error: counting.ended(error),
         )
-        async with server:
-            self.address = server.sockets[0].getsockname()[:2]
-            self._ready.set()
-            await self._stop.wait()
 
-    async def _handle(self, stream: transport.TLSStream) -> None:
-        failure: OSError | None = None
-        try:
-            async with asyncio.timeout(_DEADLINE_SECONDS):
-                await self.application.serve_stream(stream)
-        except OSError as error:
-            failure = error
-            raise
-        finally:
-            self.ended(failure)
+        async def serve(stream: TLSStream) -> None:
+            await counting.application.serve_stream(stream)
+
+        return AsyncioServer(start, serve, counting.ended)
+
+    return CountingServer(make)

@@ -31,7 +31,7 @@ from interop.replay.controls import (
     plain_server,
     unprotected_server,
 )
-from interop.replay.servers import AsyncioServer, blocking_server
+from interop.replay.servers import asyncio_server, blocking_server
 from transport.policy import Resumption
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager, ExitStack
 
     from certs.credential import Credential, TrustAnchors
-    from interop.proof.application import ByteStream
+    from interop.http_exchange import ByteStream
     from interop.replay.application import Request
     from interop.replay.flights import Framing
     from interop.replay.model import Execution
@@ -132,7 +132,7 @@ def issue_identity() -> Identity:
 def local_targets(stack: ExitStack, identity: Identity) -> Iterator[Target]:
     """Start our own servers, and yield a target for each engine, version and resumption policy."""
     policies = (transport.DEFAULT_POLICY, transport.get_policy(_RESUMING_POLICY))
-    for engine, start in (("blocking", blocking_server), ("asyncio", AsyncioServer)):
+    for engine, start in (("blocking", blocking_server), ("asyncio", asyncio_server)):
         for policy in policies:
             for version in policy.versions:
                 server = stack.enter_context(start(identity.credential, policy))
@@ -209,7 +209,7 @@ def _counted(server: CountingServer) -> _Counted:
     application = server.application
 
     def count() -> Count:
-        executed = application.executed
+        executed = application.results
         return Count(len(executed), executed, application.connections)
 
     return {

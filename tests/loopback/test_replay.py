@@ -25,7 +25,7 @@ from interop.replay.interference import Action, Interference, Interferer, Step
 from interop.replay.middle import Middle, deliver
 from interop.replay.model import Outcome, Verdict
 from interop.replay.runner import attack, judge_run, run_replays
-from interop.replay.servers import PlainListener, ThreadedServer, blocking_server
+from interop.replay.servers import CountingServer, PlainListener, blocking_server, threaded_server
 from interop.replay.targets import (
     Identity,
     Target,
@@ -229,7 +229,7 @@ def test_an_endpoint_that_runs_the_application_before_its_check_is_replayed_at(
     listener = transport.wrap_listener(
         socket.create_server(("127.0.0.1", 0)), credential=identity.credential, policy=policy
     )
-    with ThreadedServer(listener, serve_unchecked) as server:
+    with threaded_server(listener, serve_unchecked) as server:
         target = own_target(server, identity, policy, "TLS 1.3", engine="broken")
         verdict, outcomes = verdict_at(target, "flight-duplicated")
     assert verdict is Verdict.REPLAYED
@@ -240,10 +240,10 @@ class Twice(CountingApplication):
     """An application that executes each request twice."""
 
     def _step(self, exchange: Any, data: bytes) -> bytes:
-        known = len(exchange.executed)
+        known = len(exchange.results)
         answer = super()._step(exchange, data)
         with self._lock:
-            self._executed += exchange.executed[known:]
+            self._results += exchange.results[known:]
         return answer
 
 
@@ -251,7 +251,7 @@ class Deaf(CountingApplication):
     """An application that executes, and does not count."""
 
     @property
-    def executed(self) -> tuple[Any, ...]:
+    def results(self) -> tuple[Any, ...]:
         return ()
 
 
@@ -321,12 +321,12 @@ class Once(CountingApplication):
     def _step(self, exchange: Any, data: bytes) -> bytes:
         answer = super()._step(exchange, data)
         with self._lock:
-            self._executed = list(dict.fromkeys(self._executed))
+            self._results = list(dict.fromkeys(self._results))
         return answer
 
 
 @contextmanager
-def early_data_with_anti_replay(identity: Identity) -> Iterator[ThreadedServer[socket.socket]]:
+def early_data_with_anti_replay(identity: Identity) -> Iterator[CountingServer]:
     """The early-data control as OpenSSL makes it by default: with its tickets used once."""
     context = early_data_context(
         identity.credential.certificates_pem(),
@@ -337,7 +337,7 @@ def early_data_with_anti_replay(identity: Identity) -> Iterator[ThreadedServer[s
     def serve(application: CountingApplication, connection: socket.socket) -> None:
         serve_early_data(context, connection, application.serve)
 
-    with ThreadedServer(PlainListener(), serve) as server:
+    with threaded_server(PlainListener(), serve) as server:
         yield server
 
 

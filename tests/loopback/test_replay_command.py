@@ -203,7 +203,7 @@ def owned(
 
     class Counter(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            count = server.application.executed
+            count = server.application.results
             body = answer(len(count)) if answer else b"%d\n" % len(count)
             self.send_response(200)
             self.end_headers()

@@ -22,22 +22,17 @@ import pytest
 from certs.errors import AuditLogAltered, CorruptEnvelope, InvalidInput, StoreError, StoreFault
 from certs.keystore import KeyStore, KeyType
 from certs.keystore.address import open_database
-from certs.keystore.kek import FileKEK
 from interop.peers.postgresql import PostgreSQLServer, run_postgresql
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from certs.keystore.kek import FileKEK
     from interop.peers.programs import Program
 
 DEADLINE_SECONDS = 120
 HOW_TO = Path(__file__).parents[2] / "docs/how-to.md"
 PFS = Path(sys.executable).with_name("pfs")
-
-
-@pytest.fixture
-def kek(tmp_path: Path) -> FileKEK:
-    return FileKEK.create(tmp_path / "kek")
 
 
 @pytest.fixture

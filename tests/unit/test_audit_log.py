@@ -16,20 +16,16 @@ from sqlalchemy import delete, select, update
 from certs.errors import AccessDenied, AuditLogAltered, CorruptEnvelope
 from certs.keystore import KeyStore, KeyType
 from certs.keystore.audit import verify_export
-from certs.keystore.kek import FileKEK
 from certs.keystore.tables import key_states, key_versions, keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from certs.keystore.kek import FileKEK
+
 ALICE = "user:alice"
 ROWS = 12
-
-
-@pytest.fixture
-def kek(tmp_path: Path) -> FileKEK:
-    return FileKEK.create(tmp_path / "kek")
 
 
 @pytest.fixture

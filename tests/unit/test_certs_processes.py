@@ -106,11 +106,6 @@ def store_address(store_address: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return store_address
 
 
-@pytest.fixture
-def kek(tmp_path: Path) -> FileKEK:
-    return FileKEK.create(tmp_path / "kek")
-
-
 def test_of_processes_racing_for_one_name_exactly_one_wins(
     tmp_path: Path, store_address: str, kek: FileKEK
 ) -> None:

@@ -58,11 +58,6 @@ def clock() -> datetime:
 
 
 @pytest.fixture
-def kek(tmp_path: Path) -> FileKEK:
-    return FileKEK.create(tmp_path / "kek")
-
-
-@pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "store.db"
 

@@ -24,22 +24,18 @@ from certs.errors import (
 from certs.key_types import public_key_der
 from certs.keystore import KeyStore, KeyType
 from certs.keystore.hazmat import unseal_every_private_key
-from certs.keystore.kek import FileKEK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from certs.keystore.kek import FileKEK
 
 SEALED_COLUMNS = (
     ("store_info", "wrapped_root_key"),
     ("terms", "sealed"),
     ("key_versions", "sealed"),
 )
-
-
-@pytest.fixture
-def kek(tmp_path: Path) -> FileKEK:
-    return FileKEK.create(tmp_path / "kek")
 
 
 @pytest.fixture

@@ -36,11 +36,6 @@ ALICE = "uri:spiffe://example.com/alice"
 
 
 @pytest.fixture
-def kek(tmp_path: Path) -> FileKEK:
-    return FileKEK.create(tmp_path / "kek")
-
-
-@pytest.fixture
 def store(store_address: str, kek: FileKEK) -> Iterator[KeyStore]:
     with KeyStore.create(store_address, kek, clock=lambda: NOW) as made:
         made.create_key("signs", KeyType.ED25519, exportable=True)

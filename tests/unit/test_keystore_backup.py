@@ -38,11 +38,6 @@ BOB = "user:bob"
 
 
 @pytest.fixture
-def kek(tmp_path: Path) -> FileKEK:
-    return FileKEK.create(tmp_path / "kek")
-
-
-@pytest.fixture
 def store(store_address: str, kek: FileKEK) -> Iterator[KeyStore]:
     """A store with some of everything."""
     with KeyStore.create(store_address, kek, clock=lambda: NOW) as made:

@@ -24,11 +24,6 @@ KEYS = 5
 
 
 @pytest.fixture
-def kek(tmp_path: Path) -> FileKEK:
-    return FileKEK.create(tmp_path / "kek")
-
-
-@pytest.fixture
 def new_kek(tmp_path: Path) -> FileKEK:
     return FileKEK.create(tmp_path / "new")
 
