@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import tempfile
 import time
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from OpenSSL import SSL
 
-from certs.authority import CertificateAuthority
 from certs.credential import TrustAnchors
-from certs.keystore import KeyStore
-from certs.keystore.kek import create_kek
 from interop.census.ends import TransportRecipe
 from interop.census.report import CensusReport, Origin, judge
 from interop.census.stored import count_stored, write_fingerprints
@@ -26,6 +21,7 @@ from interop.census.terminal import print_census
 from interop.census.workers import take_census
 from interop.commands.output import console, print_json
 from interop.errors import InputError
+from interop.identity import SERVER_NAME, issue_identity
 from interop.peers.endpoints import is_ip_address
 from interop.progress import ConsoleProgress, SilentProgress
 from transport import APIMisuse
@@ -34,13 +30,13 @@ from transport.server_names import ascii_hostname
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from interop.census.tallies import Counts
     from interop.census.workers import Sink
 
 __all__ = ["run"]
 
-_SERVER_NAME = "localhost"
 _DEFAULT_HANDSHAKES = 10_000
 _DEFAULT_HANDSHAKES_AT_A_TARGET = 500
 _DEFAULT_WORKERS_AT_A_TARGET = 4
@@ -120,7 +116,7 @@ class _Memory:
         progress.stage("census of session keys", total=self._handshakes)
         take_census(
             self._handshakes,
-            _recipe(),
+            TransportRecipe.of(issue_identity().credential, SERVER_NAME),
             sink,
             workers=self._workers,
             progress=progress.advance,
@@ -181,20 +177,6 @@ def _pooled(pool: Sequence[Path], progress: SilentProgress) -> tuple[Counts, Ori
 def _counted(folders: Sequence[Path], progress: SilentProgress) -> tuple[Counts, tuple[str, ...]]:
     progress.stage("counting fingerprints")
     return count_stored(folders, progress=lambda done, _of: progress.advance(done))
-
-
-def _recipe() -> TransportRecipe:
-    """Issue a certificate for the server in memory; its key is gone when the census ends."""
-    with tempfile.TemporaryDirectory(prefix="pfs-census-") as folder:
-        kek = f"file:{Path(folder, 'kek')}"
-        create_kek(kek).close()
-        with KeyStore.create(Path(folder, "store"), kek) as store:
-            now = datetime.now(UTC)
-            root = CertificateAuthority.create_root(store, "root", "census", now)
-            credential = root.issue_subordinate("issuing", "census issuing", now).issue_server(
-                key_name="server", dns_names=(_SERVER_NAME,), now=now
-            )
-    return TransportRecipe.of(credential, _SERVER_NAME)
 
 
 def _target(address: str, server_name: str | None, ca: Path | None) -> Target:

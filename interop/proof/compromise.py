@@ -33,6 +33,7 @@ from interop.errors import InputError
 from interop.proof import layout
 from interop.proof.application import MAX_PAYLOAD_BYTES, payload_in
 from interop.proof.attacker import Attacker, SessionResult
+from interop.proof.directory import read_bounded
 from interop.proof.model import (
     CA_KEYS,
     HARVEST,
@@ -226,7 +227,8 @@ def _thefts(directory: Path, sessions: Sequence[Session]) -> Iterator[tuple[Thef
         ),
         KeyMaterial(
             server_private_keys=tuple(
-                load_pem_private_key(_read_bounded(path), None) for path in key_files
+                load_pem_private_key(read_bounded(path, _MAX_SECRET_FILE_BYTES), None)
+                for path in key_files
             )
         ),
     )
@@ -284,7 +286,7 @@ def _keys_of_store(directory: Path) -> tuple[StolenKey, ...]:
     with tempfile.TemporaryDirectory(prefix="pfs-theft-") as folder:
         kek = Path(folder, "kek")
         kek.touch(mode=0o600)
-        kek.write_bytes(_read_bounded(directory / layout.KEK))
+        kek.write_bytes(read_bounded(directory / layout.KEK, _MAX_SECRET_FILE_BYTES))
         store = Path(folder, "store")
         try:
             shutil.copyfile(directory / layout.KEY_STORE, store)
@@ -295,18 +297,7 @@ def _keys_of_store(directory: Path) -> tuple[StolenKey, ...]:
 
 def read_key_log(path: Path) -> KeyLog:
     """Read a key log of the evidence; every line of it must be sound, for we wrote it."""
-    key_log = KeyLog.parse(_read_bounded(path))
+    key_log = KeyLog.parse(read_bounded(path, _MAX_SECRET_FILE_BYTES))
     if key_log.problem_count:
         raise InputError(f"{path}: {key_log.problem_count} damaged lines")
     return key_log
-
-
-def _read_bounded(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_SECRET_FILE_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    if len(data) > _MAX_SECRET_FILE_BYTES:
-        raise InputError(f"{path}: larger than {_MAX_SECRET_FILE_BYTES} bytes")
-    return data

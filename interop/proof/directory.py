@@ -1,4 +1,4 @@
-"""An output directory that appears whole or not at all.
+"""Files of a run: an output directory that appears whole or not at all, and bounded reading.
 
 Everything is written to a hidden sibling first and moved into place at the end, so that a run
 that is interrupted, fails or fills the disk leaves what was there before as it was.
@@ -18,7 +18,7 @@ from interop.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["whole_directory", "write_secret"]
+__all__ = ["read_bounded", "whole_directory", "write_secret"]
 
 
 @contextmanager
@@ -71,3 +71,15 @@ def write_secret(path: Path, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(descriptor, "wb") as file:  # noqa: PTH123 - the descriptor carries the mode
         file.write(data)
+
+
+def read_bounded(path: Path, most_bytes: int) -> bytes:
+    """Return a file's content; `InputError` if it cannot be read or is larger."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(most_bytes + 1)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    if len(content) > most_bytes:
+        raise InputError(f"{path}: larger than {most_bytes} bytes")
+    return content

@@ -30,6 +30,7 @@ from interop.census.ends import TransportRecipe
 from interop.census.tallies import MOST_HANDSHAKES_IN_MEMORY, MemoryTallies
 from interop.census.workers import take_census
 from interop.errors import InputError, InteropError, PeerUnavailable
+from interop.identity import SERVER_NAME
 from interop.peers.weak import WeakServer
 from interop.proof import layout, second_opinion
 from interop.proof.application import Application
@@ -41,7 +42,7 @@ from interop.proof.machine import describe_machine, library_versions
 from interop.proof.manifest import is_evidence, sign_manifest
 from interop.proof.model import Replay, Report, Session, Skipped, Tally, failures, verdict_of
 from interop.proof.opinions import contradictions
-from interop.proof.recording import SCENARIOS, SERVER_NAME, Scenario, ServerKind, record_session
+from interop.proof.recording import SCENARIOS, Scenario, ServerKind, record_session
 from interop.proof.replay import MANNERS, client_flight, replay_flight
 from interop.proof.report.html import render_html
 from interop.wire.groups import FiniteFieldPrivateKey

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import transport
 from interop.capture.recorder import RecordingRelay
+from interop.identity import SERVER_NAME
 from interop.peers.curl import send_with_curl
 from interop.peers.openssl import send_with_s_client
 from interop.peers.telltale import telltale_connect
@@ -27,9 +28,8 @@ if TYPE_CHECKING:
     from interop.peers.names import TLSVersion
     from interop.wire.groups import EphemeralPrivateKey
 
-__all__ = ["SCENARIOS", "SERVER_NAME", "Scenario", "ServerKind", "record_session"]
+__all__ = ["SCENARIOS", "Scenario", "ServerKind", "record_session"]
 
-SERVER_NAME = "localhost"
 SESSION_DEADLINE_SECONDS = 60.0
 
 ServerKind = Literal["blocking", "asyncio", "weak"]

@@ -28,6 +28,7 @@ from interop.peers.programs import find_program, format_version
 from interop.peers.tshark import DecryptedStream, decrypt_with_tshark
 from interop.proof import layout
 from interop.proof.application import payload_in
+from interop.proof.directory import read_bounded
 from interop.proof.opinions import Opinion, SecondOpinion
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class _Asking:
             if len(paths) == 1:
                 return paths[0], []
             joined = self._private / f"{len(list(self._private.iterdir()))}{layout.KEY_LOG_SUFFIX}"
-            joined.write_bytes(b"".join(_read_bounded(path) for path in paths))
+            joined.write_bytes(b"".join(read_bounded(path, _MAX_KEY_BYTES) for path in paths))
             return joined, []
         if paths and all(path.name.endswith(layout.SERVER_KEY_SUFFIX) for path in paths):
             rsa_keys = [path for path in paths if _is_rsa(path)]
@@ -217,9 +218,4 @@ class _Asking:
 
 
 def _is_rsa(path: Path) -> bool:
-    return isinstance(load_pem_private_key(_read_bounded(path), None), RSAPrivateKey)
-
-
-def _read_bounded(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(_MAX_KEY_BYTES)
+    return isinstance(load_pem_private_key(read_bounded(path, _MAX_KEY_BYTES), None), RSAPrivateKey)

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mlkem,
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from interop.errors import DissectError, InputError
+from interop.proof.directory import read_bounded
 from interop.wire.groups import EphemeralPrivateKey, finite_field_private_key
 from interop.wire.key_log import KeyLog
 from interop.wire.material import (
@@ -89,7 +90,7 @@ def load_stolen(files: StolenFiles) -> tuple[KeyMaterial, list[Problem]]:
     secrets: list[Secret] = []
     problems: list[Problem] = []
     for path in files.key_logs:
-        parsed = KeyLog.parse(_read(path, _MAX_KEY_LOG_BYTES))
+        parsed = KeyLog.parse(read_bounded(path, _MAX_KEY_LOG_BYTES))
         problems += _problems(path, parsed)
         secrets.append(SessionSecrets(parsed))
     secrets += [ServerKey(_load_server_key(path)) for path in files.server_keys]
@@ -121,7 +122,7 @@ def _load_private_key(path: Path, pem: bytes) -> object:
 
 
 def _load_server_key(path: Path) -> _ServerKey:
-    key = _load_private_key(path, _read(path, _MAX_KEY_BYTES))
+    key = _load_private_key(path, read_bounded(path, _MAX_KEY_BYTES))
     if not isinstance(key, _ServerKey):
         raise InputError(f"{path}: not a server's key: TLS servers have RSA, ECDSA or EdDSA keys")
     return key
@@ -130,7 +131,7 @@ def _load_server_key(path: Path) -> _ServerKey:
 def _load_ephemeral_keys(path: Path) -> list[EphemeralPrivateKey]:
     """Read the keys of a PEM file, one or many: the halves of hybrids, say."""
     keys: list[EphemeralPrivateKey] = []
-    for block in _PEM_BLOCK.finditer(_read(path, _MAX_EPHEMERAL_KEYS_BYTES)):
+    for block in _PEM_BLOCK.finditer(read_bounded(path, _MAX_EPHEMERAL_KEYS_BYTES)):
         if block[1].endswith(_PARAMETERS_SUFFIX):
             continue
         # cryptography is giving up finite-field Diffie-Hellman, so that is read here.
@@ -151,7 +152,7 @@ def _load_ephemeral_keys(path: Path) -> list[EphemeralPrivateKey]:
 
 def _load_ticket_keys(path: Path) -> list[TicketKey]:
     """Read one ticket key as bytes, or several as text: a line each, in base64 or hexadecimal."""
-    content = _read(path, _MAX_KEY_BYTES)
+    content = read_bounded(path, _MAX_KEY_BYTES)
     if len(content) in TICKET_KEY_LENGTHS:
         return [TicketKey(content)]
     keys = []
@@ -176,7 +177,7 @@ def _load_ticket_keys(path: Path) -> list[TicketKey]:
 
 def _load_pre_shared_keys(path: Path) -> list[bytes]:
     """Read keys in hexadecimal, one a line, perhaps behind an identity; or stored sessions."""
-    content = _read(path, _MAX_KEY_BYTES)
+    content = read_bounded(path, _MAX_KEY_BYTES)
     blocks = [block[2] for block in _PEM_BLOCK.finditer(content) if block[1] == _SESSION_LABEL]
     if blocks:
         return [_key_of_session(path, _base64(path, block)) for block in blocks]
@@ -221,14 +222,3 @@ def _base64(path: Path, text: bytes) -> bytes:
         if b":" in text:
             return b""
         raise InputError(f"{path}: damaged PEM") from None
-
-
-def _read(path: Path, limit_bytes: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(limit_bytes + 1)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    if len(content) > limit_bytes:
-        raise InputError(f"{path}: larger than {limit_bytes} bytes")
-    return content

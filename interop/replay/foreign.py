@@ -37,10 +37,11 @@ if TYPE_CHECKING:
 
     from certs.credential import TrustAnchors
     from interop.http_exchange import ByteStream
+    from interop.identity import Identity
     from interop.replay.application import Request
     from interop.replay.deliveries import Deliver, Delivery
     from interop.replay.flights import Framing
-    from interop.replay.targets import Address, Identity
+    from interop.replay.targets import Address
     from transport import ProtocolVersion
 
 __all__ = ["ForeignServer", "captured_case", "read_count"]

@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from OpenSSL import SSL
 
+from interop.identity import issue_identity
 from interop.replay.cases import CONTROLS
 from interop.replay.catalogue import CASES
 from interop.replay.experiment import Experiment
 from interop.replay.model import Report, failures, verdict_of
-from interop.replay.targets import control_targets, issue_identity, local_targets
+from interop.replay.targets import control_targets, local_targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from interop.identity import Identity
     from interop.replay.cases import Case
     from interop.replay.model import Outcome
-    from interop.replay.targets import Identity, Target
+    from interop.replay.targets import Target
 
 __all__ = ["Progress", "Targets", "attack", "judge_run", "run_replays"]
 

@@ -10,18 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import tempfile
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypedDict
 
 import transport
-from certs.authority import CertificateAuthority
-from certs.key_types import KeyType
-from certs.keystore.kek import create_kek
-from certs.keystore.store import KeyStore
+from interop.identity import SERVER_NAME
 from interop.peers.early_data import EarlyDataClient
 from interop.replay.application import make_request
 from interop.replay.cases import EARLY_DATA, PLAIN, UNPROTECTED
@@ -38,8 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager, ExitStack
 
-    from certs.credential import Credential, TrustAnchors
+    from certs.credential import TrustAnchors
     from interop.http_exchange import ByteStream
+    from interop.identity import Identity
     from interop.replay.application import Request
     from interop.replay.flights import Framing
     from interop.replay.model import Execution
@@ -47,18 +42,14 @@ if TYPE_CHECKING:
     from transport import SecurityPolicy
 
 __all__ = [
-    "SERVER_NAME",
     "Count",
-    "Identity",
     "MakeRequest",
     "Target",
     "control_targets",
-    "issue_identity",
     "local_targets",
     "own_target",
 ]
 
-SERVER_NAME: Final = "localhost"
 _DEADLINE_SECONDS: Final = 20.0
 _RESUMING_POLICY: Final = "2026-11-tls13-resumption"
 
@@ -106,27 +97,6 @@ class Target:
     resumes: bool | None = False
     control: bool = False
     deadline_seconds: float = _DEADLINE_SECONDS
-
-
-class Identity(NamedTuple):
-    """A server's credential, made for one run, and the anchors that its clients trust."""
-
-    credential: Credential
-    trust_anchors: TrustAnchors
-
-
-def issue_identity() -> Identity:
-    """Issue a server certificate from a CA in a key store, both of which are gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="pfs-replay-") as folder:
-        kek = f"file:{Path(folder, 'kek')}"
-        create_kek(kek).close()
-        with KeyStore.create(Path(folder, "store.sqlite3"), kek) as store:
-            now = datetime.now(UTC)
-            root = CertificateAuthority.create_root(store, "root", "pfs replay root", now)
-            credential = root.issue_subordinate("issuing", "pfs replay CA", now).issue_server(
-                key_name="server", key_type=KeyType.EC_P256, dns_names=(SERVER_NAME,), now=now
-            )
-            return Identity(credential, root.trust_anchors)
 
 
 def local_targets(stack: ExitStack, identity: Identity) -> Iterator[Target]:

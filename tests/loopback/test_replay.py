@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import transport
+from interop.identity import Identity, issue_identity
 from interop.peers.early_data import EarlyDataClient, early_data_context, serve_early_data
 from interop.peers.hostile import reset
 from interop.progress import SilentProgress
@@ -27,10 +28,8 @@ from interop.replay.model import Outcome, Verdict
 from interop.replay.runner import attack, judge_run, run_replays
 from interop.replay.servers import CountingServer, PlainListener, blocking_server, threaded_server
 from interop.replay.targets import (
-    Identity,
     Target,
     control_targets,
-    issue_identity,
     local_targets,
     own_target,
 )
@@ -360,7 +359,7 @@ def run_with(
 
 def counted_by(target: Target, server: Any) -> Target:
     def count() -> Any:
-        executed = server.application.executed
+        executed = server.application.results
         return type(target.count())(len(executed), executed, server.application.connections)
 
     return replace(target, dial=server.dial, settle=server.settle, count=count)

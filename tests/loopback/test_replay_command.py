@@ -21,11 +21,11 @@ import transport
 from certs.errors import CertsError
 from interop.commands import replay
 from interop.errors import InteropError
+from interop.identity import Identity, issue_identity
 from interop.replay.cases import CONTROLS
 from interop.replay.catalogue import CASES
 from interop.replay.controls import early_data_server
 from interop.replay.servers import CountingServer, blocking_server
-from interop.replay.targets import Identity, issue_identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

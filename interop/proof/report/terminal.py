@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from interop.proof.model import LONG_TERM_THEFTS
 from interop.proof.report.stories import second_opinion_line
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def print_report(console: Console, report: Report) -> None:
     """Print the matrix and the verdict of `report`."""
     console.print("What a theft opens", style="bold")
     console.print(_matrix(report))
+    console.print(_other_thefts(report))
     console.print(
         "closed   the recording stayed closed to what was stolen\n"
         "OPENED   a control: it was there to be opened, and was, byte for byte",
@@ -45,7 +47,7 @@ def print_report(console: Console, report: Report) -> None:
 
 
 def _matrix(report: Report) -> Table:
-    """One row a session, one column a theft: sessions are many, thefts by name are three.
+    """One row a session, one column a theft that concerns all of them.
 
     The one-session thefts share two columns: what a session's own secrets did, and what the
     secrets of all the other sessions did to it.
@@ -72,6 +74,22 @@ def _matrix(report: Report) -> Table:
             Text(session.name) + Text(f"\n{negotiated}", style="dim"),
             *(_summary(column) for column in columns),
         )
+    return table
+
+
+def _other_thefts(report: Report) -> Table:
+    """One row for each theft that has no column above: what it opened, and how much it did not."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in ("also stolen", "opens"):
+        table.add_column(title)
+    for theft in report.thefts:
+        if theft.name in LONG_TERM_THEFTS or theft.name.startswith("session-secrets:"):
+            continue
+        cells = [cell for cell in report.cells if cell.stolen == theft.name]
+        closed = [cell for cell in cells if cell.expected == cell.observed == "closed"]
+        told = [_summary([cell]) + f" {cell.session}" for cell in cells if cell not in closed]
+        parts = [*told, _summary(closed)] if closed else told
+        table.add_row(Text(theft.title), Text("\n").join(parts))
     return table
 
 
