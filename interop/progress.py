@@ -25,8 +25,9 @@ class SilentProgress:
     def __exit__(self, *_exception: object) -> None:
         pass
 
-    def stage(self, description: str, *, total: int | None = None) -> None:
-        """Begin a stage."""
+    def stage(self, description: str, *, total: int | None = None) -> None:  # noqa: ARG002 - as below
+        """Begin a stage; raises an interrupt that got lost."""
+        raise_lost_interrupt()
 
     def advance(self, done: int) -> None:  # noqa: ARG002 - for those who show it
         """Say that `done` steps of the stage are done; raises an interrupt that got lost."""
@@ -67,7 +68,8 @@ class ConsoleProgress(SilentProgress):
         self._progress.stop()
 
     def stage(self, description: str, *, total: int | None = None) -> None:
-        """Begin a stage of `total` steps, where that is known."""
+        """Begin a stage of `total` steps, where that is known; raises as `advance` does."""
+        super().stage(description, total=total)
         if self._task is not None:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(description, total=total)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from interop.commands.output import console, print_json
 from interop.errors import InputError, InteropError
+from interop.interruption import run_aside
 from interop.progress import ConsoleProgress, SilentProgress
 from interop.proof import layout
 from interop.proof.application import MAX_PAYLOAD_BYTES
@@ -36,12 +37,14 @@ def run(
     files.require_writable(out)
     try:
         with SilentProgress() if as_json else ConsoleProgress() as progress:
-            report, fingerprint = prove(
-                out,
-                payload=content,
-                handshakes=handshakes,
-                progress=progress,
-                ask_tshark=ask_tshark,
+            report, fingerprint = run_aside(
+                lambda: prove(
+                    out,
+                    payload=content,
+                    handshakes=handshakes,
+                    progress=progress,
+                    ask_tshark=ask_tshark,
+                )
             )
     except TransportError as error:
         raise InteropError(f"a session of the experiment failed: {error}") from error

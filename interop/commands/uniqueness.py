@@ -22,6 +22,7 @@ from interop.census.workers import take_census
 from interop.commands.output import console, print_json
 from interop.errors import InputError
 from interop.identity import SERVER_NAME, issue_identity
+from interop.interruption import run_aside
 from interop.peers.endpoints import is_ip_address
 from interop.progress import ConsoleProgress, SilentProgress
 from transport import APIMisuse
@@ -65,10 +66,11 @@ def run(
     started = time.monotonic()
     with SilentProgress() if as_json else ConsoleProgress() as progress:
         if pool:
-            counts, origin = _pooled(pool, progress)
+            counts, origin = run_aside(lambda: _pooled(pool, progress))
         else:
+            source: _Memory | _Live
             if target is None:
-                source: _Memory | _Live = _Memory(handshakes or _DEFAULT_HANDSHAKES, workers)
+                source = _Memory(handshakes or _DEFAULT_HANDSHAKES, workers)
             else:
                 source = _Live(
                     handshakes or _DEFAULT_HANDSHAKES_AT_A_TARGET,
@@ -76,7 +78,7 @@ def run(
                     _target(target, server_name, ca),
                     seconds,
                 )
-            counts, origin = _taken(source, fingerprints, progress)
+            counts, origin = run_aside(lambda: _taken(source, fingerprints, progress))
     report = judge(
         counts,
         origin,
