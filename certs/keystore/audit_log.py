@@ -14,6 +14,7 @@ checkpoints of this log, named after the store, and nothing else.
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from certs.keystore.keyring import Keyring
 
-__all__ = ["AuditLog"]
+__all__ = ["AuditLog", "LogEnd"]
 
 _SEED_BYTES = 32
 _PAGE = 1000
@@ -47,6 +48,19 @@ _END = select(
 ).outerjoin(audit_log, audit_log.c.number == audit_head.c.size - 1)
 _ADD = insert(audit_log)
 _GROW = update(audit_head).values(size=bindparam("new_size"), frontier=bindparam("new_frontier"))
+
+
+@dataclass(frozen=True, slots=True)
+class LogEnd:
+    """The end of a log, found genuine in a transaction: its key, frontier and last signature.
+
+    `is_ours`: nobody has written since this process did.
+    """
+
+    private_key: Ed25519PrivateKey = field(repr=False)
+    frontier: Frontier
+    signature: bytes
+    is_ours: bool
 
 
 class AuditLog:
@@ -65,13 +79,14 @@ class AuditLog:
             seed, kind="audit-key", name="", version=1, purpose="sign"
         )
         connection.execute(insert(audit_head).values(singleton=1, size=0, frontier=b"", key=sealed))
-        cls(keyring).append(connection, [entry])
+        log = cls(keyring)
+        log.append(connection, [entry], log.end(connection))
 
-    def append(self, connection: Connection, entries: Sequence[AuditEntry]) -> None:
-        """Add entries, in a write transaction; `AuditLogAltered` if the log's end was altered."""
+    def append(self, connection: Connection, entries: Sequence[AuditEntry], end: LogEnd) -> None:
+        """Add entries to the end that was found in this write transaction."""
         if not entries:
             return
-        private_key, frontier, _ = self._end(connection)
+        private_key, frontier = end.private_key, end.frontier
         rows: list[dict[str, int | bytes]] = []
         signature = b""
         for entry in entries:
@@ -95,9 +110,9 @@ class AuditLog:
 
     def checkpoint(self, connection: Connection) -> bytes:
         """Return the log's signed checkpoint; only its end is checked, as before an append."""
-        private_key, frontier, signature = self._end(connection)
-        text = Checkpoint(self._origin, frontier.size, frontier.root).text
-        return self._note_key(private_key).note(text, signature)
+        end = self.end(connection)
+        text = Checkpoint(self._origin, end.frontier.size, end.frontier.root).text
+        return self._note_key(end.private_key).note(text, end.signature)
 
     def rows(self, connection: Connection, start: int = 0) -> Iterator[AuditRow]:
         """Yield rows in their order, a bounded number in memory."""
@@ -150,8 +165,8 @@ class AuditLog:
             )
         return key.note(found.text, signature)
 
-    def _end(self, connection: Connection) -> tuple[Ed25519PrivateKey, Frontier, bytes]:
-        """Return the log's key, its frontier and its last signature, which has to be genuine."""
+    def end(self, connection: Connection) -> LogEnd:
+        """Return the log's end; `AuditLogAltered` if it is not what was logged."""
         head = connection.execute(_END).first()
         if head is None:
             raise AuditLogAltered("the head of the audit log was removed", row=None)
@@ -163,15 +178,21 @@ class AuditLog:
             )
         except ValueError:
             raise _altered_end(None) from None
-        self._require_end(head, private_key, frontier)
-        return private_key, frontier, head.signature or b""
+        is_ours = (frontier.size, head.frontier, head.signature) == self._known_end
+        self._require_end(head, private_key, frontier, is_ours=is_ours)
+        return LogEnd(private_key, frontier, head.signature or b"", is_ours)
 
     def _require_end(
-        self, head: Row[*tuple[object, ...]], private_key: Ed25519PrivateKey, frontier: Frontier
+        self,
+        head: Row[*tuple[object, ...]],
+        private_key: Ed25519PrivateKey,
+        frontier: Frontier,
+        *,
+        is_ours: bool,
     ) -> None:
         if frontier.size == 0 and head.last is None:
             return  # the log is being made
-        if (frontier.size, head.frontier, head.signature) == self._known_end:
+        if is_ours:
             if head.last == frontier.size - 1:
                 return  # byte for byte what was signed here
             raise _altered_end(frontier.size - 1)

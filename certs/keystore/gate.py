@@ -13,6 +13,10 @@
 in the audit log, durably, before the caller has anything. If recording fails, that failure takes
 the result's place: what cannot be recorded is not given out.
 
+*Again.* What only answers, and that often, is said by `Gate.answer`, which takes the block as a
+function of the act. It may rely on what the store remembers, and is done again if that turns out to
+hold no longer (`certs.keystore.memory`).
+
 *With.* An operation that changes the store does so in `Act.commit`: the change and its record are
 one commit (`certs.keystore.commits`). There is then nothing left to record at the block's end,
 unless the block raises after all.
@@ -33,6 +37,7 @@ from certs.errors import AccessDenied, AuditLogAltered, StoreError, StoreFault
 from certs.keystore.access import is_permitted
 from certs.keystore.audit import AuditEntry
 from certs.keystore.grants import grants_of
+from certs.keystore.memory import Outdated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,6 +116,7 @@ class Act:
     _gate: Gate = field(repr=False)
     signed_sha256: bytes | None = None
     details: dict[str, str] = field(default_factory=dict)
+    relied_on: int | None = None
     _recorded: bool = False
 
     def commit(self, work: Callable[[Connection], _Result]) -> _Result:
@@ -121,6 +127,10 @@ class Act:
         result = self._gate.commits.run(work, partial(self._gate.entry, self, "done"))
         self._recorded = True
         return result
+
+    def find(self, what: tuple[object, ...], read: Callable[[Connection], _Result]) -> _Result:
+        """Return what one reading statement finds, or what is remembered of it by this name."""
+        return self._gate.find(what, read, afresh=self.relied_on is None)
 
     def __enter__(self) -> Self:
         return self
@@ -169,14 +179,50 @@ class Gate:
         """Return the gate of another principal to the same store."""
         return Gate(self._database, self._keyring, self.commits, self._clock, principal)
 
+    def answer(
+        self, operation: str, name: str, version: int | None, body: Callable[[Act], _Result]
+    ) -> _Result:
+        """Do what changes nothing in the store, and return it once it is recorded.
+
+        `body` may run twice. Raises what it raises, and as `perform` does.
+        """
+        try:
+            with self._admit(
+                Act(operation, name, version, self, relied_on=self._generation)
+            ) as act:
+                return body(act)
+        except Outdated:
+            with self.perform(operation, name, version) as act:
+                return body(act)
+
     def perform(self, operation: str, name: str, version: int | None = None) -> Act:
         """Admit one operation: a context that has recorded it when its block has ended.
 
         Raises `AccessDenied`, once the refusal is recorded.
         """
-        act = Act(operation, name, version, self)
-        granted = self._database.ask(
-            lambda connection: grants_of(connection, self._keyring, self.principal)
+        return self._admit(Act(operation, name, version, self))
+
+    @property
+    def _generation(self) -> int:
+        return self.commits.memory.generation
+
+    def find(
+        self,
+        what: tuple[object, ...],
+        read: Callable[[Connection], _Result],
+        *,
+        afresh: bool,
+    ) -> _Result:
+        """Return what a reading statement finds, `afresh` or as it is remembered."""
+        if afresh:
+            return self._database.ask(read)
+        return self.commits.memory.recall(what, lambda: self._database.ask(read))
+
+    def _admit(self, act: Act) -> Act:
+        operation, name = act.operation, act.name
+        granted = act.find(
+            ("grants", self.principal),
+            lambda connection: grants_of(connection, self._keyring, self.principal),
         )
         if not is_permitted(granted, operation, name):
             self.record(act, "refused")
@@ -188,7 +234,7 @@ class Gate:
 
     def record(self, act: Act, outcome: str, reason: str = "") -> None:
         """Record an outcome by itself, durably."""
-        self.commits.record(self.entry(act, outcome, reason))
+        self.commits.record(self.entry(act, outcome, reason), act.relied_on)
 
     def entry(self, act: Act, outcome: str, reason: str = "") -> AuditEntry:
         """Return what the log is to say of an operation as it stands now."""

@@ -387,8 +387,9 @@ class KeyStore(KeyUpkeep):
             return info
 
     def close(self) -> None:
-        """Forget the root key and close the database."""
+        """Forget every key and close the database."""
         self._keyring.close()
+        self._gate.commits.memory.forget()
         self.database.close()
 
     def _insert(

@@ -27,7 +27,7 @@ from certs.errors import (
 from certs.key_types import PrivateKey, PublicKey, require_public_key
 from certs.keystore.kinds import DATA, PURPOSES, SECRET, SIGN, WRAP
 from certs.keystore.payload import Payload, PrivateKeyPayload
-from certs.keystore.records import KeyInfo, find_version, opened
+from certs.keystore.records import KeyInfo, SealedVersion, find_version, opened
 from certs.keystore.signatures import Signature, algorithm_of, is_signature, sign_message
 from certs.keystore.signing import KeyHandle, Witness, signing_key_for
 from certs.keystore.wrapping import (
@@ -59,11 +59,24 @@ class DataKey:
     plaintext: bytes = field(repr=False)
 
 
+@dataclass(slots=True)
+class _Found:
+    """A version of a key as its row was found, and its key once that was opened."""
+
+    sealed: SealedVersion
+    _payload: Payload | None = field(default=None, repr=False)
+
+    def opened(self, keyring: Keyring) -> _Opened:
+        if self._payload is None:
+            self._payload = opened(keyring, self.sealed)
+        return _Opened(self.sealed.info, self.sealed.version, self._payload)
+
+
 @dataclass(frozen=True, slots=True)
 class _Opened:
     info: KeyInfo
     version: int
-    payload: Payload
+    payload: Payload = field(repr=False)
 
     def private_key(self) -> PrivateKey:
         if isinstance(self.payload, PrivateKeyPayload):
@@ -100,20 +113,21 @@ class _KeyAccess:
         even_disabled: bool = False,
     ) -> _Opened:
         """Open one version of `act.name`, if it is there, enabled and for this purpose."""
-        sealed = self.database.ask(
-            lambda connection: find_version(connection, self._keyring, act.name, version)
+        found = act.find(
+            ("key", act.name, version),
+            lambda connection: _Found(find_version(connection, self._keyring, act.name, version)),
         )
-        info = sealed.info
+        info = found.sealed.info
         require_present(info)
-        act.version = sealed.version
+        act.version = found.sealed.version
         if not even_disabled:
-            _require_enabled(info, sealed.version)
+            _require_enabled(info, act.version)
         if info.purpose not in purposes:
             raise WrongPurpose(
                 f"the purpose of {info.name!r} is {info.purpose}; this takes a key for "
                 f"{' or '.join(purposes)}"
             )
-        return _Opened(info, sealed.version, opened(self._keyring, sealed))
+        return found.opened(self._keyring)
 
     def _place(self, key: _Opened) -> RecordContext:
         return wrapping_place(self._keyring.store_id, key.info.name, key.version, key.info.purpose)
@@ -137,9 +151,12 @@ class KeyUse(_KeyAccess):
 
         Works for a disabled key too: what it signed before must stay verifiable.
         """
-        with self._gate.perform("public-key", name, version) as act:
+
+        def answer(act: Act) -> PublicKey:
             key = self._open(act, version, even_disabled=True)
             return require_public_key(key.private_key().public_key())
+
+        return self._gate.answer("public-key", name, version, answer)
 
     def signing_key(
         self,
@@ -169,8 +186,10 @@ class KeyUse(_KeyAccess):
 
     def sign(self, name: str, message: bytes, *, version: int | None = None) -> Signature:
         """Sign a message with the key's own algorithm (`Signature.algorithm` names it)."""
-        with self._gate.perform("sign", name, version) as act:
-            act.signed_sha256 = sha256(message).digest()
+        digest = sha256(message).digest()
+
+        def answer(act: Act) -> Signature:
+            act.signed_sha256 = digest
             key = self._open(act, version, (SIGN,))
             private_key = key.private_key()
             return Signature(
@@ -180,6 +199,8 @@ class KeyUse(_KeyAccess):
                 signature=sign_message(private_key, message),
             )
 
+        return self._gate.answer("sign", name, version, answer)
+
     def verify(
         self, name: str, signature: bytes, message: bytes, *, version: int | None = None
     ) -> Signature:
@@ -188,7 +209,8 @@ class KeyUse(_KeyAccess):
         A signature does not say which version made it: None means the newest alone. Works for a
         disabled key too.
         """
-        with self._gate.perform("verify", name, version) as act:
+
+        def answer(act: Act) -> Signature:
             key = self._open(act, version, (SIGN,), even_disabled=True)
             public_key = require_public_key(key.private_key().public_key())
             if not is_signature(public_key, signature, message):
@@ -196,6 +218,8 @@ class KeyUse(_KeyAccess):
                     f"that is no signature by key {name!r} version {key.version} over these bytes"
                 )
             return Signature(name, key.version, algorithm_of(public_key), signature)
+
+        return self._gate.answer("verify", name, version, answer)
 
     def wrap(
         self, name: str, plaintext: bytes, *, context: bytes = b"", version: int | None = None
@@ -205,16 +229,20 @@ class KeyUse(_KeyAccess):
         `unwrap` returns it only for the same `context` (at most 4,096 bytes, not secret; none for
         an RSA key). `InvalidInput` for lengths out of bounds.
         """
-        with self._gate.perform("wrap", name, version) as act:
+
+        def answer(act: Act) -> bytes:
             key = self._open(act, version, (WRAP,))
             return wrap_bytes(_wrapping_key(key), self._place(key), plaintext, context)
+
+        return self._gate.answer("wrap", name, version, answer)
 
     def unwrap(self, name: str, wrapped: bytes, *, context: bytes = b"") -> bytes:
         """Return what `wrap` or `generate_data_key` wrapped under this name, by whichever version.
 
         Raises `CorruptEnvelope` for other bytes, another key, another context.
         """
-        with self._gate.perform("unwrap", name) as act:
+
+        def answer(act: Act) -> bytes:
             act.version = wrapped_version(wrapped)
             key = self._open(act, act.version, (WRAP, DATA))
             if key.info.purpose == WRAP and isinstance(key.payload, PrivateKeyPayload):
@@ -223,6 +251,8 @@ class KeyUse(_KeyAccess):
                     return unwrap_bytes(private_key, self._place(key), wrapped, context)
             return unwrap_bytes(key.secret(), self._place(key), wrapped, context)
 
+        return self._gate.answer("unwrap", name, None, answer)
+
     def generate_data_key(
         self, name: str, *, context: bytes = b"", version: int | None = None
     ) -> DataKey:
@@ -230,16 +260,23 @@ class KeyUse(_KeyAccess):
 
         Such a key wraps nothing that it did not make itself.
         """
-        with self._gate.perform("generate-data-key", name, version) as act:
+
+        def answer(act: Act) -> DataKey:
             key = self._open(act, version, (DATA,))
             plaintext = secrets.token_bytes(DATA_KEY_BYTES)
             wrapped = wrap_bytes(key.secret(), self._place(key), plaintext, context)
             return DataKey(name=name, version=key.version, wrapped=wrapped, plaintext=plaintext)
 
+        return self._gate.answer("generate-data-key", name, version, answer)
+
     def get_secret(self, name: str, version: int | None = None) -> bytes:
         """Return an opaque secret."""
-        with self._gate.perform("secret-get", name, version) as act:
-            return self._open(act, version, (SECRET,)).secret()
+        return self._gate.answer(
+            "secret-get",
+            name,
+            version,
+            lambda act: self._open(act, version, (SECRET,)).secret(),
+        )
 
     def export_private_key(self, name: str, version: int | None = None) -> PrivateKey:
         """Return the private key itself; `KeyNotExportable` unless it was created exportable."""
@@ -252,13 +289,16 @@ class KeyUse(_KeyAccess):
     def _exported(
         self, name: str, version: int | None, purposes: tuple[str, ...] = (SIGN, WRAP, DATA)
     ) -> _Opened:
-        with self._gate.perform("export", name, version) as act:
+
+        def answer(act: Act) -> _Opened:
             key = self._open(act, version, purposes)
             if not key.payload.exportable:
                 raise KeyNotExportable(
                     f"key {name!r} was not created exportable; use it inside the store"
                 )
             return key
+
+        return self._gate.answer("export", name, version, answer)
 
     @contextlib.contextmanager
     def _signing(

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from certs.keystore.audit import AuditEntry
+    from certs.keystore.audit_log import LogEnd
     from certs.keystore.database import Database
 
 DEADLINE_SECONDS = 30
@@ -116,10 +118,10 @@ def test_what_no_commit_records_is_given_to_nobody(
     gathering = Gathering(store, monkeypatch)
     append = store._gate.log.append
 
-    def altered(connection: Connection, entries: list[object]) -> None:
+    def altered(connection: Connection, entries: list[AuditEntry], end: LogEnd) -> None:
         if len(entries) > 1:
             raise AuditLogAltered("altered", row=3)
-        append(connection, entries)
+        append(connection, entries, end)
 
     monkeypatch.setattr(store._gate.log, "append", altered)
     calls: list[Callable[[], object]] = [lambda: store.sign("signs", b"first")]
@@ -181,8 +183,10 @@ def test_an_interrupted_leader_leaves_the_others_an_error_and_the_store_in_use(
     monkeypatch.setattr(
         store._gate.log,
         "append",
-        lambda connection, entries: (
-            append(connection, entries) if len(entries) == 1 else signal.raise_signal(signal.SIGINT)
+        lambda connection, entries, end: (
+            append(connection, entries, end)
+            if len(entries) == 1
+            else signal.raise_signal(signal.SIGINT)
         ),
     )
     errors: list[object] = []
