@@ -15,9 +15,10 @@ than an operation does. So a leader waits for as many as were there last time, s
 and for no longer than half of what the last commit took. Eight callers on a fast disk get 1.4 times
 what they would get without; who has no company waits for none.
 
-*Each for himself.* In a batch each part runs inside a savepoint. A part that fails is undone alone
-and its caller gets its exception; the others go on. What concerns the database as a whole (locked,
-full, lost) fails the batch, and each caller gets that error.
+*Each for himself.* A part that fails is undone alone and its caller gets its exception; the others
+go on. Since few fail, a batch is tried without precautions first; should one fail, all is undone
+and done again with a savepoint around each part. What concerns the database as a whole (locked,
+full, lost) fails the batch, and each caller gets that error. A part may thus run twice.
 
 *The records* of a batch are appended to the audit log in one go after its parts have succeeded, in
 the order of the queue. An operation that only reads has no part, just a record.
@@ -41,7 +42,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast
 
 from certs.errors import StoreError, StoreFault
 from certs.keystore.database import DuplicateRow
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GroupCommit"]
 
+_Manner = Literal["alone", "together", "each for himself"]
 _MOST_TOGETHER = 64  # bounds how long a batch holds the write lock
 _Result = TypeVar("_Result")
 
@@ -75,6 +77,10 @@ class _Part(Generic[_Result]):
     done: bool = False
     result: _Result | None = None
     error: BaseException | None = None
+
+
+class _PartFailed(Exception):
+    """One part of a batch failed; which one, and how, shows when each runs for himself."""
 
 
 class GroupCommit:
@@ -166,6 +172,15 @@ class GroupCommit:
                     self._leader.turn.release()
 
     def _commit(self, batch: list[_Part[object]]) -> None:
+        if len(batch) == 1:
+            self._transact(batch, "alone")
+            return
+        try:
+            self._transact(batch, "together")
+        except _PartFailed:
+            self._transact(batch, "each for himself")
+
+    def _transact(self, batch: list[_Part[object]], manner: _Manner) -> None:
         changed = False
         try:
             with self._database.write() as connection:
@@ -174,7 +189,7 @@ class GroupCommit:
                     self.memory.forget()
                 entries = []
                 for part in batch:
-                    self._attempt(connection, part, alone=len(batch) == 1)
+                    self._attempt(connection, part, manner)
                     if part.error is None:
                         changed = changed or part.work is not None
                         entries.append(part.entry())
@@ -183,18 +198,23 @@ class GroupCommit:
             if changed:
                 self.memory.forget()
 
-    def _attempt(self, connection: Connection, part: _Part[object], *, alone: bool) -> None:
+    def _attempt(self, connection: Connection, part: _Part[object], manner: _Manner) -> None:
         if part.relied_on not in (None, self.memory.generation):
             part.error = Outdated()
         if part.work is None:
             return
-        if alone:
+        if manner == "alone":
             part.result = part.work(connection)
             return
         try:
+            if manner == "together":
+                part.result = part.work(connection)
+                return
             with self._database.savepoint(connection):
                 part.result = part.work(connection)
         except Exception as error:  # whatever a part raises is its caller's, who gets it
+            if manner == "together":
+                raise _PartFailed from None
             if isinstance(error, StoreError) and not isinstance(error, DuplicateRow):
                 raise  # the database itself: nobody's part can be done
             part.error = error

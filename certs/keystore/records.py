@@ -338,13 +338,13 @@ def counted_term(
     connection: Connection, keyring: Keyring, now: int, *, seals: int = 1
 ) -> SealedTerm:
     """Return the newest term with these invocations counted; begin the next one at the limit."""
-    term, invocations = newest_term(connection)
-    if invocations + seals > INVOCATION_LIMIT:
-        following = keyring.new_term(term.number + 1)
-        insert_term(connection, following, invocations=seals, now=now)
-        return following
-    connection.execute(_COUNT, {"newest": term.number, "counted": invocations + seals})
-    return term
+    row = connection.execute(_COUNT, {"seals": seals, "most": INVOCATION_LIMIT - seals}).first()
+    if row is not None:
+        return _read_term(row)[0]
+    newest, _ = newest_term(connection)
+    following = keyring.new_term(newest.number + 1)
+    insert_term(connection, following, invocations=seals, now=now)
+    return following
 
 
 def newest_term(connection: Connection) -> tuple[SealedTerm, int]:
@@ -352,6 +352,10 @@ def newest_term(connection: Connection) -> tuple[SealedTerm, int]:
     row = connection.execute(_NEWEST_TERM).first()
     if row is None:
         raise CorruptEnvelope("the store has no term to seal with; restore it from a backup")
+    return _read_term(row)
+
+
+def _read_term(row: Row[*tuple[object, ...]]) -> tuple[SealedTerm, int]:
     number = as_number(row.number, "terms.number", least=1, most=MAX_TERM)
     invocations = as_number(row.invocations, "terms.invocations")
     return SealedTerm(number, as_bytes(row.sealed, "terms.sealed")), invocations
@@ -401,8 +405,12 @@ _NEW_KEY, _NEW_STATE, _NEW_VERSION = insert(keys), insert(key_states), insert(ke
 _NEWEST_TERM = select(terms).order_by(terms.c.number.desc()).limit(1).with_for_update()
 _COUNT = (
     update(terms)
-    .where(terms.c.number == bindparam("newest"))
-    .values(invocations=bindparam("counted"))
+    .where(
+        terms.c.number == select(func.max(terms.c.number)).scalar_subquery(),
+        terms.c.invocations <= bindparam("most", type_=BigInteger),
+    )
+    .values(invocations=terms.c.invocations + bindparam("seals", type_=BigInteger))
+    .returning(terms.c.number, terms.c.sealed, terms.c.invocations)
 )
 # Outer joins: a key whose state was removed is a damaged key, not one that never was.
 _ALL_KEYS = (

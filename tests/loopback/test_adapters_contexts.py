@@ -6,14 +6,14 @@ import asyncio
 import socket
 import ssl
 import threading
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 import requests
 import urllib3
-import uvicorn
 from cryptography.hazmat.primitives.serialization import Encoding
+from running_application import RunningApplication
 
 import transport
 from transport.adapters import httpx as over_httpx
@@ -185,35 +185,6 @@ def test_mutual_tls_and_its_foreign_client(maker: str, identities: Any) -> None:
     for credential in (None, identities.foreign):
         refused, _ = shake_hands(server, make_client(identities.anchors, credential=credential))
         assert isinstance(refused, OSError)
-
-
-class RunningApplication:
-    """uvicorn in a thread, telling each client what the scope says of TLS."""
-
-    def __init__(self, **options: Any) -> None:
-        self.config = TLSConfig(
-            self._application, interface="asgi3", lifespan="off", log_level="error", **options
-        )
-        self._server = uvicorn.Server(self.config)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._thread = threading.Thread(target=self._server.run, args=([self._listener],))
-        self.scopes: list[Any] = []
-        self.url = f"https://localhost:{self._listener.getsockname()[1]}/"
-
-    async def _application(self, scope: Any, _receive: Any, send: Any) -> None:
-        self.scopes.append(scope)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": scope["path"].encode()})
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
-        self._thread.join(DEADLINE_SECONDS)
-        self._listener.close()
-        assert not self._thread.is_alive()
 
 
 def test_the_scope_says_what_the_asgi_extension_says(identities: Any) -> None:

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from transport.adapters.ssl_context import client_ssl_context
+from transport.adapters.ssl_context import TLSContext, client_ssl_context
 from transport.errors import APIMisuse
 from transport.policy import DEFAULT_POLICY, SecurityPolicy
+from transport.revocation import StaplePolicy
 
 if TYPE_CHECKING:
     from certs.credential import Credential, TrustAnchors
+    from certs.revocation import RevocationLists
     from transport.negotiated import NegotiatedSession
+    from transport.revocation import CRLFiles
 
 __all__ = ["async_client", "client", "negotiated_session"]
 
@@ -29,6 +32,8 @@ def client(
     *,
     credential: Credential | None = None,
     policy: SecurityPolicy = DEFAULT_POLICY,
+    crls: RevocationLists | CRLFiles | None = None,
+    staples: StaplePolicy = StaplePolicy.CHECK,
     **options: Any,
 ) -> httpx.Client:
     """Return an `httpx.Client` over our TLS; `options` are httpx's own.
@@ -36,7 +41,10 @@ def client(
     The environment is not consulted (`trust_env` is false unless given): it could name a proxy.
     Raises `APIMisuse` for `verify` and `cert`, which this replaces.
     """
-    return httpx.Client(**_options(trust_anchors, credential, policy, options))
+    context = client_ssl_context(
+        trust_anchors, credential=credential, policy=policy, crls=crls, staples=staples
+    )
+    return httpx.Client(**_options(context, options))
 
 
 def async_client(
@@ -44,10 +52,15 @@ def async_client(
     *,
     credential: Credential | None = None,
     policy: SecurityPolicy = DEFAULT_POLICY,
+    crls: RevocationLists | CRLFiles | None = None,
+    staples: StaplePolicy = StaplePolicy.CHECK,
     **options: Any,
 ) -> httpx.AsyncClient:
     """Return an `httpx.AsyncClient` over our TLS; otherwise as `client`."""
-    return httpx.AsyncClient(**_options(trust_anchors, credential, policy, options))
+    context = client_ssl_context(
+        trust_anchors, credential=credential, policy=policy, crls=crls, staples=staples
+    )
+    return httpx.AsyncClient(**_options(context, options))
 
 
 def negotiated_session(response: httpx.Response) -> NegotiatedSession:
@@ -69,16 +82,10 @@ def negotiated_session(response: httpx.Response) -> NegotiatedSession:
     )
 
 
-def _options(
-    trust_anchors: TrustAnchors,
-    credential: Credential | None,
-    policy: SecurityPolicy,
-    options: dict[str, Any],
-) -> dict[str, Any]:
+def _options(context: TLSContext, options: dict[str, Any]) -> dict[str, Any]:
     for name in ("verify", "cert"):
         if name in options:
             raise APIMisuse(
                 f"{name} has no effect here", advice="pass trust anchors and credential="
             )
-    context = client_ssl_context(trust_anchors, credential=credential, policy=policy)
     return {"trust_env": False, **options, "verify": context}

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from certs.credential import Credential, TrustAnchors
+    from certs.revocation import RevocationLists
     from transport.authorization import Authorization
+    from transport.revocation import CRLFiles
+    from transport.stapling import StapleSource
 
 __all__ = ["TLSConfig", "serve"]
 
@@ -40,11 +43,18 @@ class TLSConfig(Config):
         policy: SecurityPolicy = DEFAULT_POLICY,
         client_anchors: TrustAnchors | None = None,
         authorization: Authorization | None = None,
+        client_crls: RevocationLists | CRLFiles | None = None,
+        ocsp_staple: StapleSource | None = None,
     ) -> None:
         super().__init__()
         self.credential = credential
         self.tls_context: TLSContext = server_ssl_context(
-            credential, policy=policy, client_anchors=client_anchors, authorization=authorization
+            credential,
+            policy=policy,
+            client_anchors=client_anchors,
+            authorization=authorization,
+            client_crls=client_crls,
+            ocsp_staple=ocsp_staple,
         )
 
     @property

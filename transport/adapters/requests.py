@@ -18,10 +18,13 @@ import urllib3.connection
 from transport.adapters.ssl_context import client_ssl_context
 from transport.errors import APIMisuse
 from transport.policy import DEFAULT_POLICY, SecurityPolicy
+from transport.revocation import StaplePolicy
 
 if TYPE_CHECKING:
     from certs.credential import Credential, TrustAnchors
+    from certs.revocation import RevocationLists
     from transport.negotiated import NegotiatedSession
+    from transport.revocation import CRLFiles
 
 __all__ = ["TLSAdapter", "negotiated_session", "pool_manager", "session"]
 
@@ -33,10 +36,14 @@ def pool_manager(
     *,
     credential: Credential | None = None,
     policy: SecurityPolicy = DEFAULT_POLICY,
+    crls: RevocationLists | CRLFiles | None = None,
+    staples: StaplePolicy = StaplePolicy.CHECK,
     **options: Any,
 ) -> urllib3.PoolManager:
     """Return a `urllib3.PoolManager` over our TLS; `options` are urllib3's own."""
-    context = client_ssl_context(trust_anchors, credential=credential, policy=policy)
+    context = client_ssl_context(
+        trust_anchors, credential=credential, policy=policy, crls=crls, staples=staples
+    )
     manager = urllib3.PoolManager(**options, ssl_context=context)
     _use_our_connections(manager)
     return manager
@@ -69,9 +76,13 @@ class TLSAdapter(requests.adapters.HTTPAdapter):
         *,
         credential: Credential | None = None,
         policy: SecurityPolicy = DEFAULT_POLICY,
+        crls: RevocationLists | CRLFiles | None = None,
+        staples: StaplePolicy = StaplePolicy.CHECK,
         **options: Any,
     ) -> None:
-        self._context = client_ssl_context(trust_anchors, credential=credential, policy=policy)
+        self._context = client_ssl_context(
+            trust_anchors, credential=credential, policy=policy, crls=crls, staples=staples
+        )
         super().__init__(**options)
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
@@ -113,10 +124,15 @@ def session(
     *,
     credential: Credential | None = None,
     policy: SecurityPolicy = DEFAULT_POLICY,
+    crls: RevocationLists | CRLFiles | None = None,
+    staples: StaplePolicy = StaplePolicy.CHECK,
 ) -> requests.Session:
     """Return a `requests.Session` that speaks https over our TLS, and no plain http at all."""
     made = requests.Session()
-    made.mount("https://", TLSAdapter(trust_anchors, credential=credential, policy=policy))
+    adapter = TLSAdapter(
+        trust_anchors, credential=credential, policy=policy, crls=crls, staples=staples
+    )
+    made.mount("https://", adapter)
     del made.adapters["http://"]
     return made
 

@@ -28,14 +28,18 @@ from transport.blocking import TLSListener
 from transport.context import EndpointContext, server_context, shared_client_context
 from transport.errors import APIMisuse
 from transport.policy import DEFAULT_POLICY, SecurityPolicy
+from transport.revocation import StaplePolicy
 from transport.tls_socket import DEFAULT_HANDSHAKE_TIMEOUT_SECONDS, TLSSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from certs.credential import Credential, TrustAnchors
+    from certs.revocation import RevocationLists
     from transport.authorization import Authorization
     from transport.key_log import KeyLog
+    from transport.revocation import CRLFiles
+    from transport.stapling import StapleSource
 
     Build = Callable[[tuple[str, ...]], EndpointContext]
 
@@ -237,13 +241,17 @@ def server_ssl_context(
     authorization: Authorization | None = None,
     alpn_protocols: Iterable[str] = (),
     key_log: KeyLog | None = None,
+    client_crls: RevocationLists | CRLFiles | None = None,
+    ocsp_staple: StapleSource | None = None,
     handshake_timeout_seconds: float = DEFAULT_HANDSHAKE_TIMEOUT_SECONDS,
 ) -> TLSContext:
     """Return a server's `ssl.SSLContext` over our engine; raises what `wrap_listener` raises.
 
-    With `client_anchors`, each client must have a certificate that ends in one of them, and with
-    `authorization` be one that it admits. The handshake's time limit holds for `wrap_socket`; with
-    `wrap_bio` it is the framework's.
+    With `client_anchors`, each client must have a certificate that ends in one of them, with
+    `authorization` be one that it admits, and with `client_crls` be on none of these. `ocsp_staple`
+    is stapled; `replace_credential` goes on with it, so that it had better be a function or a file
+    where credentials are renewed (`transport.stapling`). The handshake's time limit holds for
+    `wrap_socket`; with `wrap_bio` it is the framework's.
     """
 
     def build_for(credential: Credential | None) -> Build:
@@ -256,6 +264,8 @@ def server_ssl_context(
             authorization=authorization,
             alpn_protocols=protocols,
             key_log=key_log,
+            client_crls=client_crls,
+            ocsp_staple=ocsp_staple,
         )
 
     return TLSContext(
@@ -276,11 +286,14 @@ def client_ssl_context(
     policy: SecurityPolicy = DEFAULT_POLICY,
     alpn_protocols: Iterable[str] = (),
     key_log: KeyLog | None = None,
+    crls: RevocationLists | CRLFiles | None = None,
+    staples: StaplePolicy = StaplePolicy.CHECK,
     handshake_timeout_seconds: float = DEFAULT_HANDSHAKE_TIMEOUT_SECONDS,
 ) -> TLSContext:
     """Return a client's `ssl.SSLContext` over our engine; raises what `wrap_socket` raises.
 
-    It also is what `smtplib`, `ftplib`, `imaplib` and `poplib` take as `context`.
+    `crls` and `staples` say what a server's revocation is judged by (`transport.revocation`). It
+    also is what `smtplib`, `ftplib`, `imaplib` and `poplib` take as `context`.
     """
 
     def build_for(credential: Credential | None) -> Build:
@@ -291,6 +304,8 @@ def client_ssl_context(
             authorization=authorization,
             alpn_protocols=protocols,
             key_log=key_log,
+            crls=crls,
+            staples=staples,
         )
 
     return TLSContext(

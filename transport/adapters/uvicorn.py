@@ -19,7 +19,10 @@ from transport.policy import DEFAULT_POLICY, SecurityPolicy
 
 if TYPE_CHECKING:
     from certs.credential import Credential, TrustAnchors
+    from certs.revocation import RevocationLists
     from transport.authorization import Authorization
+    from transport.revocation import CRLFiles
+    from transport.stapling import StapleSource
 
 __all__ = ["TLSConfig", "run"]
 
@@ -40,6 +43,8 @@ class TLSConfig(uvicorn.Config):
         policy: SecurityPolicy = DEFAULT_POLICY,
         client_anchors: TrustAnchors | None = None,
         authorization: Authorization | None = None,
+        client_crls: RevocationLists | CRLFiles | None = None,
+        ocsp_staple: StapleSource | None = None,
         **options: Any,
     ) -> None:
         if theirs := sorted(name for name in options if name.startswith("ssl_")):
@@ -51,6 +56,8 @@ class TLSConfig(uvicorn.Config):
             policy=policy,
             client_anchors=client_anchors,
             authorization=authorization,
+            client_crls=client_crls,
+            ocsp_staple=ocsp_staple,
             alpn_protocols=("http/1.1",),
         )
         self._credential = credential
@@ -73,12 +80,15 @@ def run(
     policy: SecurityPolicy = DEFAULT_POLICY,
     client_anchors: TrustAnchors | None = None,
     authorization: Authorization | None = None,
+    client_crls: RevocationLists | CRLFiles | None = None,
+    ocsp_staple: StapleSource | None = None,
     **options: Any,
 ) -> None:
     """Serve until a signal says to stop; `options` are those of `uvicorn.Config`.
 
-    With `client_anchors`, each client must have a certificate that ends in one of them, and
-    with `authorization` be one that it admits.
+    With `client_anchors`, each client must have a certificate that ends in one of them, with
+    `authorization` be one that it admits, and with `client_crls` be on none of these; `ocsp_staple`
+    is stapled.
     """
     config = TLSConfig(
         application,
@@ -86,6 +96,8 @@ def run(
         policy=policy,
         client_anchors=client_anchors,
         authorization=authorization,
+        client_crls=client_crls,
+        ocsp_staple=ocsp_staple,
         **options,
     )
     uvicorn.Server(config).run()
