@@ -67,8 +67,9 @@ def _serve(  # noqa: PLR0917 - the command line names them all
     sni: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=CERT,KEY",
-            help="Another credential, for clients that ask for this name (or *.name).",
+            metavar="NAME=CERT,KEY[,STAPLE]",
+            help="Another credential, for clients that ask for this name (or *.name), "
+            "and an OCSP response for it.",
         ),
     ] = None,
     refuse_unknown_names: Annotated[

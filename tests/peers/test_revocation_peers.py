@@ -426,3 +426,28 @@ def test_pfs_connect_refuses_by_list_and_by_staple(
         assert "stapled no OCSP response" in refused.stderr
     with serving(world, tmp_path, "--ocsp-staple", staple) as server:
         assert pfs("connect", server.text, *asking, "--require-ocsp").returncode == 0
+
+
+def test_a_credential_of_another_name_has_a_staple_of_its_own(
+    world: World, openssl: Callable[..., str], tmp_path: Path
+) -> None:
+    other = world.write("other.pem", world.server.certificates_pem())
+    key = world.write("other.key", world.server.private_key_pem())
+    staple = tmp_path / "staple.der"
+    staple.write_bytes(world.staple(world.server))
+    with serving(world, tmp_path, "--sni", f"other.example={other},{key},{staple}") as server:
+
+        def shown(name: str) -> str:
+            return openssl("s_client", "-connect", server.text, "-servername", name, "-status")
+
+        assert "Cert Status: good" in shown("other.example")
+        assert "OCSP Response Status" not in shown("localhost")
+
+
+@pytest.mark.parametrize("text", ["a", "a=b", "a=,k", "a=c,", "=c,k", "a=c,k,", "a=c,k,s,t"])
+def test_an_incomplete_name_is_said(
+    text: str, pfs: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = pfs("serve", "echo", "--sni", text)
+    assert done.returncode == 2
+    assert "NAME=CERT,KEY[,STAPLE]" in done.stderr

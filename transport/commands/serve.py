@@ -115,11 +115,17 @@ def _credentials(
         for certificate, key, staple in zip_longest(certificates, keys, ocsp_staples)
     ]
     for text in named:
-        name, equals, files = text.partition("=")
-        certificate, comma, key = files.rpartition(",")
-        if not (name and equals and certificate and comma and key):
-            raise APIMisuse(f"--sni {text!r} is incomplete", advice="write --sni NAME=CERT,KEY")
-        served.append(ServedCredential(CredentialFiles(Path(certificate), Path(key)), (name,)))
+        name, _, files = text.partition("=")
+        paths = files.split(",")
+        if not (name and len(paths) in {2, 3} and all(paths)):
+            raise APIMisuse(
+                f"--sni {text!r} is incomplete", advice="write --sni NAME=CERT,KEY[,STAPLE]"
+            )
+        certificate, key, *staples = map(Path, paths)
+        ocsp_staple = staples[0] if staples else None
+        if ocsp_staple is not None:
+            ocsp_staple.stat()
+        served.append(ServedCredential(CredentialFiles(certificate, key), (name,), ocsp_staple))
     if not served:
         raise APIMisuse(
             "no certificate was given",
