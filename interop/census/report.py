@@ -35,6 +35,7 @@ __all__ = [
     "excluded_bits",
     "excluded_one_in",
     "judge",
+    "unseen",
 ]
 
 Verdict = Literal["unique", "repeated", "invalid"]
@@ -184,25 +185,45 @@ def _missing(counts: Counts, origin: Origin) -> Iterator[str]:
     for description, number in counts.negotiated.items():
         version = description[:7]
         by_version[version] = by_version.get(version, 0) + number
-    seen = {kind.kind: kind.count for kind in counts.kinds}
-    least = {
-        "client_random": counts.handshakes,
-        "server_random": counts.handshakes,
-        "exporter": counts.handshakes,
-        "main_secret": by_version["TLS 1.2"],
-        **dict.fromkeys(_TRAFFIC_SECRETS, by_version["TLS 1.3"]),
-    }
     if not counts.handshakes or sum(counts.negotiated.values()) != counts.handshakes:
         yield f"{sum(counts.negotiated.values()):,} of {counts.handshakes:,} handshakes are known"
+    yield from unseen(
+        {kind.kind: kind.count for kind in counts.kinds},
+        handshakes=counts.handshakes,
+        tls12=by_version["TLS 1.2"],
+        tls13=by_version["TLS 1.3"],
+        # A target may have key exchanges without a share: static RSA.
+        with_shares=origin.target is None,
+    )
+
+
+def unseen(
+    seen: Mapping[str, int],
+    *,
+    handshakes: int,
+    tls12: int,
+    tls13: int,
+    with_shares: bool = True,
+) -> Iterator[str]:
+    """Say of which kinds fewer values were `seen` than so many handshakes bring.
+
+    `tls12` and `tls13` of the `handshakes` were of that version. Without `with_shares`, key shares
+    may be missing.
+    """
+    least = {
+        "client_random": handshakes,
+        "server_random": handshakes,
+        "exporter": handshakes,
+        "main_secret": tls12,
+        **dict.fromkeys(_TRAFFIC_SECRETS, tls13),
+    }
     for kind, number in least.items():
         if seen.get(kind, 0) < number:
             yield f"{kind}: {seen.get(kind, 0):,} seen in {number:,} handshakes"
-    if origin.target is not None:
-        return  # which may have key exchanges without a share: static RSA
-    for side in _KEY_SHARES:
+    for side in _KEY_SHARES if with_shares else ():
         shares = sum(count for kind, count in seen.items() if kind.startswith(side))
-        if shares < counts.handshakes:
-            yield f"{side}: {shares:,} seen in {counts.handshakes:,} handshakes"
+        if shares < handshakes:
+            yield f"{side}: {shares:,} seen in {handshakes:,} handshakes"
 
 
 def _excluded(counts: Counts) -> str:

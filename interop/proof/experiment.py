@@ -43,7 +43,7 @@ from interop.proof.manifest import is_evidence, sign_manifest
 from interop.proof.model import Replay, Report, Session, Skipped, Tally, failures, verdict_of
 from interop.proof.opinions import contradictions
 from interop.proof.recording import SCENARIOS, Scenario, ServerKind, record_session
-from interop.proof.replay import MANNERS, client_flight, replay_flight
+from interop.proof.replay import MANNERS, client_flight, replay_flight, was_sent
 from interop.proof.report.html import render_html
 from interop.wire.groups import FiniteFieldPrivateKey
 from transport import KeyLogBuffer
@@ -250,20 +250,18 @@ class _Stage:
         flight = client_flight(self._directory / session.capture)
         executions = server.application.connections
         captures: list[str] = []
+        attempts = 0
         for attempt, manner in enumerate(MANNERS, start=1):
             name = f"replay-{session.name}-{attempt}"
+            capture = self._directory / layout.capture_of(name)
             known = len(server.key_log.getvalue())
-            replay_flight(
-                flight,
-                manner=manner,
-                server_address=server.address,
-                capture=self._directory / layout.capture_of(name),
-            )
+            replay_flight(flight, manner=manner, server_address=server.address, capture=capture)
             self._keep_secrets(name, server, known)
+            attempts += was_sent(flight, manner=manner, capture=capture)
             captures.append(name)
         return Replay(
             session=session.name,
-            attempts=len(MANNERS),
+            attempts=attempts,
             executed=server.application.connections - executions,
             captures=tuple(captures),
         )
@@ -328,6 +326,10 @@ def _steal(directory: Path, store: KeyStore, kek: Path, identity: _Identity) -> 
     store.rotate("rotated")
     store.create_key("deleted", KeyType.EC_P256)
     store.delete("deleted")
+    # And the key that opens the control is an earlier version of a deleted one: a thief who could
+    # not read those would open nothing with the store.
+    store.rotate("control")
+    store.delete("control")
     store.snapshot(directory / layout.KEY_STORE)
     write_secret(directory / layout.KEK, kek.read_bytes())
     for name, credential in (("server", identity.server), ("control", identity.control)):
@@ -372,11 +374,13 @@ def _judge(
         )
     else:
         opinion = second_opinion.not_run("not wanted in this run")
+    handshakes = census.get("handshakes")
     found = (
         *failures(
             sessions=sessions,
             thefts=thefts,
             cells=cells,
+            handshakes=handshakes if isinstance(handshakes, int) else 0,
             tallies={kind: tally for kind, tally in census.items() if isinstance(tally, Tally)},
             replays=replays,
             replay_control=replay_control,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from interop.census.report import unseen
 from interop.census.values import Tally
 from interop.errors import InputError
 from interop.proof.circumstances import Machine, NotTested  # noqa: TC001 - msgspec reads them
@@ -113,7 +114,10 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):
-    """One session's client flight sent again to the live server."""
+    """One session's client flight sent again to the live server, each time into a capture.
+
+    `attempts` counts the captures that show the flight being sent.
+    """
 
     session: str
     attempts: int
@@ -182,23 +186,34 @@ def failures(
     sessions: tuple[Session, ...],
     thefts: tuple[Theft, ...],
     cells: tuple[Cell, ...],
+    handshakes: int,
     tallies: dict[str, Tally],
     replays: tuple[Replay, ...],
     replay_control: Replay,
 ) -> tuple[str, ...]:
-    """Return a sentence for each claim that the data does not bear out; none: proved."""
+    """Return a sentence for each claim that the data does not bear out; none: proved.
+
+    `handshakes` is how many the census was to make, and `tallies` what it counted of each kind.
+    """
     return (
         *_session_failures(sessions),
         *_cell_failures(sessions, cells),
         *_theft_failures(sessions, thefts, cells),
-        *_census_failures(tallies),
-        *_replay_failures(replays, replay_control),
+        *_census_failures(handshakes, tallies),
+        *_replay_failures(sessions, replays, replay_control),
     )
 
 
 def verdict_of(found: tuple[str, ...]) -> Verdict:
     """Return the verdict that `failures` amounts to."""
     return "refuted" if found else "proved"
+
+
+_OUR_SERVERS = "pfs ("  # begins the titles of the servers that the claim is about
+
+
+def _is_ours(session: Session) -> bool:
+    return session.server.startswith(_OUR_SERVERS)
 
 
 # What must be among the recorded forward-secret sessions: (version, group or any).
@@ -218,6 +233,9 @@ def _session_failures(sessions: tuple[Session, ...]) -> Iterator[str]:
     for session in sessions:
         if not session.encrypted_bytes:
             yield f"{session.name}: the capture holds no encrypted application data"
+        # What long-term keys open is a control only where the server is meant to be weak.
+        if _is_ours(session) and not session.forward_secret:
+            yield f"{session.name}: a server of ours without forward secrecy ({session.suite})"
 
 
 def _cell_failures(sessions: tuple[Session, ...], cells: tuple[Cell, ...]) -> Iterator[str]:
@@ -292,18 +310,32 @@ def contradiction(cell: Cell) -> str:
     return ""
 
 
-def _census_failures(tallies: dict[str, Tally]) -> Iterator[str]:
-    if not tallies:
+def _census_failures(handshakes: int, tallies: dict[str, Tally]) -> Iterator[str]:
+    if not tallies or not handshakes:
         yield "the census is empty"
+    # What is not looked at does not repeat, so each handshake must have brought its values.
+    seen = {kind: tally.count for kind, tally in tallies.items()}
+    tls13 = seen.get("client_traffic_secret_0", 0)
+    for gap in unseen(seen, handshakes=handshakes, tls12=handshakes - tls13, tls13=tls13):
+        yield f"census: {gap}"
     for kind, tally in tallies.items():
         if tally.distinct != tally.count:
             yield f"census: {tally.count - tally.distinct} of {tally.count} {kind} repeated"
 
 
-def _replay_failures(replays: tuple[Replay, ...], control: Replay) -> Iterator[str]:
+def _replay_failures(
+    sessions: tuple[Session, ...], replays: tuple[Replay, ...], control: Replay
+) -> Iterator[str]:
     if not any(replay.attempts for replay in replays):
         yield "nothing was replayed"
+    replayed = {replay.session for replay in replays if replay.attempts}
+    for session in sessions:
+        if _is_ours(session) and not session.ephemeral_key and session.name not in replayed:
+            yield f"{session.name} was not replayed"
     for replay in replays:
+        if replay.attempts != len(replay.captures):
+            unsent = len(replay.captures) - replay.attempts
+            yield f"{replay.session}: {unsent} of {len(replay.captures)} replays were not sent"
         if replay.executed:
             yield f"{replay.session}: {replay.executed} of {replay.attempts} replays executed"
     if not control.attempts or control.executed != control.attempts:

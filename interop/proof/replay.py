@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from interop.replay.deliveries import Deliver
+    from interop.replay.deliveries import Deliver, Delivery
 
-__all__ = ["MANNERS", "client_flight", "replay_flight"]
+__all__ = ["MANNERS", "client_flight", "replay_flight", "was_sent"]
 
 # Of what each makes, the first delivery is sent: one connection and one capture an attempt.
 _DELIVERIES: Final[Mapping[str, Deliver]] = {
@@ -53,10 +53,26 @@ def replay_flight(
     flight: bytes, *, manner: str, server_address: tuple[str, int], capture: Path
 ) -> None:
     """Send `flight` to a live server, wait for its end of the connection, and record it all."""
-    recorded = _cut(flight)
-    parts = _DELIVERIES[manner](recorded, recorded)[0]
+    parts = _parts(flight, manner)
     with RecordingRelay(server_address, capture) as relay:
         deliver(lambda: socket.create_connection(relay.address, DEADLINE_SECONDS), parts)
+
+
+def was_sent(flight: bytes, *, manner: str, capture: Path) -> bool:
+    """Say whether `capture` shows `flight` sent in that manner, as far as the server let it.
+
+    That is at least to the end of its ClientHello. A replay that sent nothing executes nothing.
+    """
+    sent = client_flight(capture)
+    hello, _ = _cut(flight).split_after_hello()
+    return (
+        bool(hello) and sent.startswith(hello) and b"".join(_parts(flight, manner)).startswith(sent)
+    )
+
+
+def _parts(flight: bytes, manner: str) -> Delivery:
+    recorded = _cut(flight)
+    return _DELIVERIES[manner](recorded, recorded)[0]
 
 
 def _cut(flight: bytes) -> Flight:

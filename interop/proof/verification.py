@@ -27,6 +27,7 @@ from interop.proof.machine import library_versions
 from interop.proof.manifest import Change, check_manifest
 from interop.proof.model import Replay, Report, Tally, failures, read_report, verdict_of
 from interop.proof.opinions import SecondOpinion, contradictions
+from interop.proof.replay import MANNERS, client_flight, was_sent
 from interop.proof.report.html import render_html
 from interop.proof.statement import predicate_of
 from interop.wire.session import KeyMaterial
@@ -186,13 +187,17 @@ def _recompute(directory: Path, report: Report) -> list[str]:
         payload_sha256=report.payload_sha256,
     )
     tallies = _tallies(directory)
-    replays = tuple(_recount(directory, replay) for replay in report.replays)
-    replay_control = _recount(directory, report.replay_control)
+    replays = tuple(
+        _recount(directory, replay, _sent(directory, replay)) for replay in report.replays
+    )
+    control = report.replay_control
+    replay_control = _recount(directory, control, len(control.captures))
     found = (
         *failures(
             sessions=sessions,
             thefts=thefts,
             cells=cells,
+            handshakes=report.handshakes,
             tallies=tallies,
             replays=replays,
             replay_control=replay_control,
@@ -205,7 +210,8 @@ def _recompute(directory: Path, report: Report) -> list[str]:
         ("the matrix", report.cells, cells),
         ("the census", report.tallies, tallies),
         ("the replays", report.replays, replays),
-        ("the replay control", report.replay_control, replay_control),
+        ("the replay control", control, replay_control),
+        ("which captures there are", _named(report), _present(directory)),
         ("the failures", report.failures, found),
         ("the verdict", report.verdict, verdict_of(found)),
     ]
@@ -228,7 +234,29 @@ def _tallies(directory: Path) -> dict[str, Tally]:
     return tallies
 
 
-def _recount(directory: Path, replay: Replay) -> Replay:
+def _named(report: Report) -> set[str]:
+    """Return all captures that the report speaks of."""
+    replays = (*report.replays, report.replay_control)
+    names = {name for replay in replays for name in replay.captures}
+    return {session.capture for session in report.sessions} | {*map(layout.capture_of, names)}
+
+
+def _present(directory: Path) -> set[str]:
+    """Return all captures that there are. One that is spoken of nowhere may show something else."""
+    captures = (directory / layout.CAPTURES).iterdir()
+    return {path.relative_to(directory).as_posix() for path in captures}
+
+
+def _sent(directory: Path, replay: Replay) -> int:
+    """Count anew the captures of a replay that show its session's flight being sent."""
+    flight = client_flight(directory / layout.capture_of(replay.session))
+    return sum(
+        was_sent(flight, manner=manner, capture=directory / layout.capture_of(capture))
+        for manner, capture in zip(MANNERS, replay.captures, strict=False)
+    )
+
+
+def _recount(directory: Path, replay: Replay, attempts: int) -> Replay:
     """Count a replay's executions anew: captures whose application data the server could read.
 
     What a server can decrypt with its own secrets is all that its application can have been given.
@@ -239,7 +267,7 @@ def _recount(directory: Path, replay: Replay) -> Replay:
         executed += bool(attack_recording(directory, capture, keys).result.client_bytes)
     return Replay(
         session=replay.session,
-        attempts=len(replay.captures),
+        attempts=attempts,
         executed=executed,
         captures=replay.captures,
     )

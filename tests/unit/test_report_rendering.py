@@ -80,6 +80,7 @@ def make_report(
         sessions=(),
         thefts=(),
         cells=tuple(cells),
+        handshakes=600,
         tallies=tallies,
         replays=replays,
         replay_control=control,
