@@ -24,6 +24,7 @@ __all__ = [
     "client_key_shares",
     "cookie",
     "offered_psks",
+    "open_extension",
     "parse_extensions",
     "psk_key_exchange_modes",
     "server_name",
@@ -35,6 +36,7 @@ __all__ = [
 ExtensionBlock = dict[int, bytes]
 
 _HOST_NAME = 0
+_PATHS = {number: f"extensions.{number.name.lower()}" for number in ExtensionType}
 
 
 class KeyShare(NamedTuple):
@@ -75,17 +77,20 @@ def parse_extensions(reader: Reader, name: str = "extensions") -> ExtensionBlock
     return block
 
 
-def _open(extensions: Mapping[int, bytes], number: ExtensionType, path: str) -> Reader | None:
+def open_extension(
+    extensions: Mapping[int, bytes], number: ExtensionType, path: str
+) -> Reader | None:
+    """Open an extension of the message at `path`; None if it is not there."""
     data = extensions.get(number)
     if data is None:
         return None
-    return Reader(memoryview(data), f"{path}.extensions.{number.name.lower()}")
+    return Reader(data, f"{path}.{_PATHS[number]}")
 
 
 def _u16_list(
     extensions: Mapping[int, bytes], number: ExtensionType, path: str, length_bytes: int = 2
 ) -> tuple[int, ...]:
-    if (reader := _open(extensions, number, path)) is None:
+    if (reader := open_extension(extensions, number, path)) is None:
         return ()
     numbers = reader.u16_list(length_bytes, "list")
     reader.end()
@@ -109,7 +114,7 @@ def signature_algorithms(extensions: Mapping[int, bytes], path: str) -> tuple[in
 
 def psk_key_exchange_modes(extensions: Mapping[int, bytes], path: str) -> tuple[int, ...]:
     """Read how a client would use a PSK (section 4.2.9)."""
-    if (reader := _open(extensions, ExtensionType.PSK_KEY_EXCHANGE_MODES, path)) is None:
+    if (reader := open_extension(extensions, ExtensionType.PSK_KEY_EXCHANGE_MODES, path)) is None:
         return ()
     modes = reader.opaque(1, "modes")
     reader.end()
@@ -121,7 +126,7 @@ def server_name(extensions: Mapping[int, bytes], path: str) -> str | None:
 
     None without one. A name that is not ASCII is given with escapes: it is shown to people.
     """
-    reader = _open(extensions, ExtensionType.SERVER_NAME, path)
+    reader = open_extension(extensions, ExtensionType.SERVER_NAME, path)
     if reader is None or not reader.remaining:  # a server acknowledges with an empty extension
         return None
     names = reader.vector(2, "names")
@@ -136,7 +141,7 @@ def server_name(extensions: Mapping[int, bytes], path: str) -> str | None:
 def alpn_protocols(extensions: Mapping[int, bytes], path: str) -> tuple[bytes, ...]:
     """Read application protocols: a client's list, or the server's one choice (RFC 7301)."""
     number = ExtensionType.APPLICATION_LAYER_PROTOCOL_NEGOTIATION
-    if (reader := _open(extensions, number, path)) is None:
+    if (reader := open_extension(extensions, number, path)) is None:
         return ()
     protocols = []
     inner = reader.vector(2, "protocols")
@@ -147,14 +152,14 @@ def alpn_protocols(extensions: Mapping[int, bytes], path: str) -> tuple[bytes, .
 
 def cookie(extensions: Mapping[int, bytes], path: str) -> bytes | None:
     """Read the cookie of a HelloRetryRequest or of the answer to it (section 4.2.2)."""
-    if (reader := _open(extensions, ExtensionType.COOKIE, path)) is None:
+    if (reader := open_extension(extensions, ExtensionType.COOKIE, path)) is None:
         return None
     return reader.opaque(2, "cookie", minimum=1)
 
 
 def client_key_shares(extensions: Mapping[int, bytes], path: str) -> tuple[KeyShare, ...]:
     """Read the shares a client offers (section 4.2.8)."""
-    if (reader := _open(extensions, ExtensionType.KEY_SHARE, path)) is None:
+    if (reader := open_extension(extensions, ExtensionType.KEY_SHARE, path)) is None:
         return ()
     shares = []
     inner = reader.vector(2, "client_shares")
@@ -167,7 +172,7 @@ def client_key_shares(extensions: Mapping[int, bytes], path: str) -> tuple[KeySh
 
 def offered_psks(extensions: Mapping[int, bytes], path: str) -> OfferedPSKs | None:
     """Read the PSKs a client offers (section 4.2.11); as many binders as identities."""
-    if (reader := _open(extensions, ExtensionType.PRE_SHARED_KEY, path)) is None:
+    if (reader := open_extension(extensions, ExtensionType.PRE_SHARED_KEY, path)) is None:
         return None
     identities = []
     inner = reader.vector(2, "identities")

@@ -209,7 +209,7 @@ def finite_field_private_key(data: bytes) -> FiniteFieldPrivateKey | None:
     2.3.3). A prime of more than 16,384 bits is none that a session uses.
     """
     try:
-        reader = der.open_element(Reader(memoryview(data), "private_key"), der.SEQUENCE, "key")
+        reader = der.open_element(Reader(data, "private_key"), der.SEQUENCE, "key")
         der.integer(reader, "version")
         algorithm = der.open_element(reader, der.SEQUENCE, "algorithm")
         if der.open_element(algorithm, der.OBJECT_IDENTIFIER, "oid").rest() not in _DH_OIDS:

@@ -11,7 +11,7 @@ stay unread. Every failure is a `DissectError`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from interop.wire import extensions as ext
 from interop.wire.codec import Reader
@@ -50,6 +50,7 @@ HELLO_RETRY_REQUEST_RANDOM = bytes.fromhex(
 
 _NAMED_CURVE = 3
 _KEY_UPDATE_VALUES = (0, 1)
+_PATHS = {kind: kind.name.lower() for kind in HandshakeType}
 
 
 class MessageAssembler:
@@ -77,7 +78,7 @@ class MessageAssembler:
             return None
         end = HEADER_LENGTH + int.from_bytes(self._pending[1:HEADER_LENGTH], "big")
         if end > self._limit:
-            reader = Reader(memoryview(bytes(self._pending[:HEADER_LENGTH])), "handshake")
+            reader = Reader(bytes(self._pending[:HEADER_LENGTH]), "handshake")
             reader.fail(f"a message of {end} bytes, at most {self._limit} are taken", "length")
         if len(self._pending) < end:
             return None
@@ -86,8 +87,7 @@ class MessageAssembler:
         return message
 
 
-@dataclass(frozen=True, slots=True)
-class ClientHello:
+class ClientHello(NamedTuple):
     """A ClientHello (RFC 9846 section 4.2.2), with the extensions that decide something."""
 
     legacy_version: int
@@ -111,8 +111,7 @@ class ClientHello:
         return ExtensionType.EARLY_DATA in self.extensions
 
 
-@dataclass(frozen=True, slots=True)
-class ServerHello:
+class ServerHello(NamedTuple):
     """A ServerHello or HelloRetryRequest (RFC 9846 sections 4.2.3 and 4.2.4).
 
     `version` is the one negotiated. `key_share` lacks its public value in a HelloRetryRequest,
@@ -145,8 +144,7 @@ class ServerHello:
         return ExtensionType.ENCRYPT_THEN_MAC in self.extensions
 
 
-@dataclass(frozen=True, slots=True)
-class ServerKeyExchange:
+class ServerKeyExchange(NamedTuple):
     """Public half of a TLS 1.2 (EC)DHE exchange (RFC 8422 section 5.4, RFC 5246 section 7.4.3).
 
     `group` is None for finite-field parameters, which are then in `prime` and `generator`.
@@ -159,8 +157,7 @@ class ServerKeyExchange:
     signature_scheme: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class NewSessionTicket:
+class NewSessionTicket(NamedTuple):
     """A ticket; `nonce` and `early_data_limit_bytes` are TLS 1.3's alone."""
 
     lifetime_seconds: int
@@ -170,8 +167,7 @@ class NewSessionTicket:
 
 
 def _body(message: bytes, kind: HandshakeType) -> Reader:
-    path = kind.name.lower()
-    reader = Reader(memoryview(message), path)
+    reader = Reader(message, _PATHS[kind])
     if reader.u8("type") != kind:
         reader.fail("another kind of message", "type")
     if reader.u24("length") != reader.remaining:
@@ -209,9 +205,8 @@ def parse_client_hello(message: bytes) -> ClientHello:
 
 
 def _u16_extension(block: ExtensionBlock, number: ExtensionType, path: str) -> int | None:
-    if (data := block.get(number)) is None:
+    if (reader := ext.open_extension(block, number, path)) is None:
         return None
-    reader = Reader(memoryview(data), f"{path}.extensions.{number.name.lower()}")
     value = reader.u16("value")
     reader.end()
     return value
@@ -234,8 +229,7 @@ def parse_server_hello(message: bytes) -> ServerHello:
         psk = _u16_extension(block, ExtensionType.PRE_SHARED_KEY, path)
         if random == HELLO_RETRY_REQUEST_RANDOM:
             group = _u16_extension(block, ExtensionType.KEY_SHARE, path)
-        elif (data := block.get(ExtensionType.KEY_SHARE)) is not None:
-            inner = Reader(memoryview(data), f"{path}.extensions.key_share")
+        elif (inner := ext.open_extension(block, ExtensionType.KEY_SHARE, path)) is not None:
             share = KeyShare(inner.u16("group"), inner.opaque(2, "key_exchange", minimum=1))
             inner.end()
             group = share.group
@@ -312,9 +306,8 @@ def new_session_ticket_tls13(message: bytes) -> NewSessionTicket:
     block = ext.parse_extensions(reader)
     reader.end()
     limit = None
-    if (data := block.get(ExtensionType.EARLY_DATA)) is not None:
-        path = f"{reader.path}.extensions.early_data"
-        limit = Reader(memoryview(data), path).u32("max_early_data_size")
+    if (inner := ext.open_extension(block, ExtensionType.EARLY_DATA, reader.path)) is not None:
+        limit = inner.u32("max_early_data_size")
     return NewSessionTicket(lifetime, ticket, nonce, limit)
 
 

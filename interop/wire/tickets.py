@@ -109,7 +109,7 @@ def openssl_session(data: bytes) -> TicketState:
 
     In TLS 1.3 what its definition calls the main secret is the ticket's pre-shared key.
     """
-    reader = der.open_element(Reader(memoryview(data), "session"), der.SEQUENCE, "sequence")
+    reader = der.open_element(Reader(data, "session"), der.SEQUENCE, "sequence")
     der.integer(reader, "structure_version")
     version = der.integer(reader, "version")
     der.open_element(reader, der.OCTET_STRING, "cipher_suite")
@@ -156,7 +156,7 @@ def _read_go(key: bytes, ticket: bytes, *, name_length: int) -> TicketState | No
 
 def _go_session(data: bytes) -> TicketState:
     """Read the state of a Go server, 1.21 and newer or older."""
-    reader = Reader(memoryview(data), "session")
+    reader = Reader(data, "session")
     version = reader.u16("version")
     kind = reader.u8("type")
     is_tls13 = version == ProtocolVersion.TLS_1_3
@@ -188,7 +188,7 @@ def _read_tlslite(
         data = aead.decrypt(expand_label(hash_name, secret, b"iv", b"", 12), sealed, b"")
     except InvalidTag:
         return None
-    reader = Reader(memoryview(data), "session")
+    reader = Reader(data, "session")
     reader.u16("structure_version")
     secret = reader.opaque(2, "secret")
     version = reader.u16("version")
