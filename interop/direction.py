@@ -13,6 +13,9 @@ class Direction(Enum):
     CLIENT_TO_SERVER = "client to server"
     SERVER_TO_CLIENT = "server to client"
 
+    # What Enum would have is written in Python, and much is kept by direction.
+    __hash__ = object.__hash__
+
     @property
     def opposite(self) -> Direction:
         """The other way."""

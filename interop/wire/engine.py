@@ -79,9 +79,6 @@ class Engine(ABC):
         self._learned = learned
         self._halves = halves
 
-    def _other(self, half: Half) -> Half:
-        return self._halves[half.direction.opposite]
-
     def _close_both(self, reason: str) -> None:
         for half in self._halves.values():
             half.close(reason)

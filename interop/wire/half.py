@@ -27,6 +27,8 @@ __all__ = ["Half"]
 class Half:
     """State of one direction. Lengths in bytes."""
 
+    other: Half  # the other direction's
+
     def __init__(self, direction: Direction, handshake_limit_bytes: int) -> None:
         self.direction = direction
         self.assembler = MessageAssembler(handshake_limit_bytes)

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 __all__ = [
     "TrafficKeys",
     "binder_key",
     "derive_secret",
+    "digest_length",
     "early_secret",
     "expand_label",
     "exporter_value",
@@ -49,7 +51,9 @@ class TrafficKeys(NamedTuple):
         return f"TrafficKeys({len(self.key)}-byte key)"
 
 
-def _length(hash_name: str) -> int:
+@cache
+def digest_length(hash_name: str) -> int:
+    """Say how many bytes a hash of this name has."""
     return hashlib.new(hash_name, usedforsecurity=False).digest_size
 
 
@@ -72,14 +76,19 @@ def hkdf_expand(hash_name: str, secret: bytes, info: bytes, length: int) -> byte
 
 def expand_label(hash_name: str, secret: bytes, label: bytes, context: bytes, length: int) -> bytes:
     """Run HKDF-Expand-Label (section 7.1)."""
-    full = _LABEL_PREFIX + label
-    info = length.to_bytes(2, "big") + bytes((len(full),)) + full + bytes((len(context),)) + context
+    info = _label_bytes(label, length) + bytes((len(context),)) + context
     return hkdf_expand(hash_name, secret, info, length)
+
+
+@lru_cache(maxsize=256)
+def _label_bytes(label: bytes, length: int) -> bytes:
+    full = _LABEL_PREFIX + label
+    return length.to_bytes(2, "big") + bytes((len(full),)) + full
 
 
 def derive_secret(hash_name: str, secret: bytes, label: bytes, transcript: bytes) -> bytes:
     """Run Derive-Secret (section 7.1); `transcript` is already a hash."""
-    return expand_label(hash_name, secret, label, transcript, _length(hash_name))
+    return expand_label(hash_name, secret, label, transcript, digest_length(hash_name))
 
 
 def transcript_hash(hash_name: str, *messages: bytes) -> bytes:
@@ -98,7 +107,7 @@ def message_hash(hash_name: str, client_hello: bytes) -> bytes:
 
 def early_secret(hash_name: str, pre_shared_key: bytes | None = None) -> bytes:
     """Extract the early secret; without a pre-shared key it comes of zeros."""
-    zeros = bytes(_length(hash_name))
+    zeros = bytes(digest_length(hash_name))
     return hkdf_extract(hash_name, zeros, zeros if pre_shared_key is None else pre_shared_key)
 
 
@@ -115,13 +124,13 @@ def _next_secret(hash_name: str, secret: bytes, input_keying_material: bytes) ->
 
 def handshake_secret(hash_name: str, early: bytes, shared_secret: bytes | None) -> bytes:
     """Extract the handshake secret; None for `shared_secret` with psk_ke, which has no (EC)DHE."""
-    zeros = bytes(_length(hash_name))
+    zeros = bytes(digest_length(hash_name))
     return _next_secret(hash_name, early, zeros if shared_secret is None else shared_secret)
 
 
 def main_secret(hash_name: str, handshake: bytes) -> bytes:
     """Extract the main secret (RFC 8446's master secret)."""
-    return _next_secret(hash_name, handshake, bytes(_length(hash_name)))
+    return _next_secret(hash_name, handshake, bytes(digest_length(hash_name)))
 
 
 def traffic_keys(hash_name: str, secret: bytes, key_length: int) -> TrafficKeys:
@@ -134,7 +143,7 @@ def traffic_keys(hash_name: str, secret: bytes, key_length: int) -> TrafficKeys:
 
 def finished_key(hash_name: str, base_key: bytes) -> bytes:
     """Derive the key of Finished and of PSK binders (section 4.4.4)."""
-    return expand_label(hash_name, base_key, b"finished", b"", _length(hash_name))
+    return expand_label(hash_name, base_key, b"finished", b"", digest_length(hash_name))
 
 
 def verify_data(hash_name: str, base_key: bytes, transcript: bytes) -> bytes:
@@ -149,7 +158,7 @@ def next_traffic_secret(hash_name: str, secret: bytes) -> bytes:
 
 def resumption_psk(hash_name: str, resumption_secret: bytes, ticket_nonce: bytes) -> bytes:
     """Derive the PSK of a ticket (section 4.6.1)."""
-    length = _length(hash_name)
+    length = digest_length(hash_name)
     return expand_label(hash_name, resumption_secret, b"resumption", ticket_nonce, length)
 
 

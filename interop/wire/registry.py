@@ -10,6 +10,7 @@ a name, and `name_of` has an answer for every integer. Nothing here ever rejects
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 
 __all__ = [
     "AlertDescription",
@@ -312,6 +313,7 @@ def is_grease(value: int) -> bool:
     return high == low and low % 16 == _GREASE_NIBBLE
 
 
+@lru_cache(maxsize=4096)
 def name_of(registry: type[IntEnum], value: int) -> str:
     """Name a number as its registry spells it, or say plainly that it is unknown.
 

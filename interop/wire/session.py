@@ -128,9 +128,9 @@ class TLSSession(SessionFacts):
         self._learned = LearnedSecrets() if learned is None else learned
         self._buffer_limit = buffer_limit_bytes
         self._handshake_limit = handshake_limit_bytes
-        self._halves = {
-            direction: Half(direction, handshake_limit_bytes) for direction in Direction
-        }
+        client, server = (Half(direction, handshake_limit_bytes) for direction in Direction)
+        client.other, server.other = server, client
+        self._halves = {_CLIENT: client, _SERVER: server}
         self._engine: Engine | None = None
         self._client_hello: tuple[bytes, ClientHello] | None = None
         self._record_limit = MAX_CIPHERTEXT_TLS12
@@ -156,7 +156,8 @@ class TLSSession(SessionFacts):
             half.pending += data
         elif not half.ended:
             self._take(half, memoryview(data), recovered)
-            self._settle(recovered)
+            if half.waiting_for_type or half.other.waiting_for_type:
+                self._settle(recovered)
         return recovered
 
     def gap(self, direction: Direction) -> list[tuple[Direction, bytearray]]:
@@ -248,7 +249,7 @@ class TLSSession(SessionFacts):
             self.not_tls = reason.startswith("not TLS")
             half.end(reason)
             if half.direction is _CLIENT:
-                self._halves[_SERVER].end(reason)
+                half.other.end(reason)
             return False
         half.recognised = True
         return True
@@ -327,7 +328,7 @@ class TLSSession(SessionFacts):
         is_client = half.direction is _CLIENT
         if is_client == (self._client_hello is None):
             return False
-        if self._halves[half.direction.opposite].alive:
+        if half.other.alive:
             return True
         half.close("no ServerHello was read" if is_client else "no ClientHello was read")
         return False

@@ -93,7 +93,7 @@ class TLS12Engine(Engine):
         if side.keys_of is None or side.openers:
             return False
         handshake = self._handshakes[side.keys_of]
-        other_may_tell = self._other(half).alive
+        other_may_tell = half.other.alive
         try:
             if handshake.candidates is None:
                 handshake.candidates = find_main_secrets(

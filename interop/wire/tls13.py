@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 __all__ = ["TLS13Engine"]
 
 _CLIENT, _SERVER = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
+_APPLICATION_DATA = int(ContentType.APPLICATION_DATA)
 _CHANGE_CIPHER_SPEC = b"\x01"
 _STORE_LIMIT_FACTOR = 4
 _SIDE_NAMES = {_CLIENT: "client", _SERVER: "server"}
@@ -110,21 +111,23 @@ class TLS13Engine(Engine):
 
     def must_wait(self, half: Half, content_type: int) -> bool:
         """Rule 2 of the theory of operation."""
-        other_may_tell = self._other(half).alive
-        is_protected = content_type == ContentType.APPLICATION_DATA
         if self._server_hello is None:
             between_hellos = self._retry is not None and len(self._hellos) == 1
             if half.direction is _SERVER:
                 is_hello = content_type == ContentType.HANDSHAKE
-                return between_hellos and is_hello and other_may_tell
-            return is_protected and not between_hellos and other_may_tell
-        epoch = self._sides[half.direction].epoch
-        if not is_protected or not epoch.pending:
+                return between_hellos and is_hello and half.other.alive
+            is_protected = content_type == _APPLICATION_DATA
+            return is_protected and not between_hellos and half.other.alive
+        if content_type != _APPLICATION_DATA:
             return False
-        if not other_may_tell:
-            epoch.missing = "the server's flight, which the application secrets cover, was not read"
-            half.close(epoch.missing)
-        return other_may_tell
+        epoch = self._sides[half.direction].epoch
+        if not epoch.pending:
+            return False
+        if half.other.alive:
+            return True
+        epoch.missing = "the server's flight, which the application secrets cover, was not read"
+        half.close(epoch.missing)
+        return False
 
     # Records
 

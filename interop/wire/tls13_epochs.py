@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from interop.wire.key_schedule import next_traffic_secret, traffic_keys
+from interop.wire.key_schedule import digest_length, next_traffic_secret, traffic_keys
 from interop.wire.protection import Opened, TLS13Opener
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class Epoch:
         """Make known: any of `secrets` under any of `suites` may turn out to be the one."""
         self.source = source
         for suite in suites:
-            length = hashlib.new(suite.hash_name).digest_size
+            length = digest_length(suite.hash_name)
             for secret in secrets:
                 if suite.cipher is None or len(secret) != length:
                     continue
@@ -104,12 +103,8 @@ class Side:
     def __init__(self, *names: EpochName) -> None:
         self.epochs = [Epoch(name) for name in names]
         self.index = 0
+        self.epoch = self.epochs[0]  # of the next record
         self.protected = False  # whether a protected record has come
-
-    @property
-    def epoch(self) -> Epoch:
-        """The epoch of the next record."""
-        return self.epochs[self.index]
 
     def get(self, name: EpochName) -> Epoch | None:
         """Find an epoch; there may be no early one."""
@@ -120,10 +115,15 @@ class Side:
         if self.index or self.epochs[0].name is not EpochName.EARLY:
             return
         self.epochs = self.epochs[1:]
+        self._enter(0)
 
     def move_to(self, name: EpochName) -> None:
         """Make `name` the epoch of the next record."""
-        self.index = next(i for i, epoch in enumerate(self.epochs) if epoch.name is name)
+        self._enter(next(i for i, epoch in enumerate(self.epochs) if epoch.name is name))
+
+    def _enter(self, index: int) -> None:
+        self.index = index
+        self.epoch = self.epochs[index]
 
     def open(self, record: memoryview) -> Opened | None:
         """Try the current epoch, and where that may be passed over, the next known one."""
@@ -135,6 +135,6 @@ class Side:
         for index in range(self.index + 1, len(self.epochs)):
             if self.epochs[index].known:
                 if (opened := self.epochs[index].open(record)) is not None:
-                    self.index = index
+                    self._enter(index)
                 return opened
         return None
