@@ -1,8 +1,7 @@
-"""What the two protocol engines, TLS 1.2 and TLS 1.3, have in common.
+"""What the protocol engines, those of TLS 1.2 and TLS 1.3 and `Hellos`, have in common.
 
-An engine takes over from `session` at the ServerHello. It is told of whole records and of whole
-handshake messages, sets the openers of the two halves, and says when a half must wait for the
-other. It writes what it learns into `SessionFacts`.
+An engine is told of whole records and of whole handshake messages, sets the openers of the two
+halves, and says when a half must wait for the other. It writes what it learns into `SessionFacts`.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Never
 from interop.errors import DissectError
 from interop.wire.facts import SeenAlert
 from interop.wire.material import Direction
+from interop.wire.record import MAX_CIPHERTEXT_TLS12
 from interop.wire.registry import AlertDescription, ContentType, name_of
 
 if TYPE_CHECKING:
@@ -69,7 +69,14 @@ def no_key_reason(
 
 
 class Engine(ABC):
-    """One protocol version's reader."""
+    """One protocol version's reader.
+
+    No fragment is longer than `record_limit_bytes`. `successor` is the engine that reads on, once
+    this one has read what it can.
+    """
+
+    record_limit_bytes = MAX_CIPHERTEXT_TLS12
+    successor: Engine | None = None
 
     def __init__(
         self, facts: SessionFacts, keys: KeyMaterial, learned: LearnedSecrets, halves: Halves
@@ -104,6 +111,9 @@ class Engine(ABC):
             if (message := half.assembler.next_message()) is None:
                 return
             self.take_message(half, message)
+            if self.successor is not None:
+                self.successor.drain(half)
+                return
 
     def _store(self, half: Half, message: bytes, limit: int) -> bytes:
         """Keep a handshake message, within a bound on all that are kept of one direction."""

@@ -39,6 +39,7 @@ class Half:
         self.opener: RecordOpener | None = None  # set while application data may come in runs
         self.closed: Undecryptable | None = None
         self.ended = False
+        self.alive = True  # neither: it may still tell something
         self.stored_handshake_bytes = 0
         self.protected_records_opened = 0
         self.skipped_records = 0  # for want of the secret of an earlier epoch
@@ -52,15 +53,11 @@ class Half:
         """Whether bytes are held until the other direction has told more."""
         return self.waiting_for_type is not None
 
-    @property
-    def alive(self) -> bool:
-        """Whether this direction may still tell something."""
-        return self.closed is None and not self.ended
-
     def close(self, reason: str) -> None:
         """Stop opening records; the first reason stays."""
         if self.closed is None:
             self.closed = Undecryptable(reason)
+        self.alive = False
         self.opener = None
 
     def hold(self, view: memoryview) -> None:
@@ -75,6 +72,11 @@ class Half:
         pending, self.pending = self.pending, bytearray()
         self.awaited_bytes = 0
         return memoryview(pending)
+
+    def finish(self) -> None:
+        """Note that there is no more of this direction."""
+        self.ended = True
+        self.alive = False
 
     def end(self, reason: str) -> None:
         """Stop reading this direction altogether."""

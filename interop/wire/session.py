@@ -1,8 +1,8 @@
 """A recorded TLS session, read and (keys permitting) decrypted, in both directions at once.
 
 Theory of operation. `TLSSession.feed` takes bytes of one direction in stream order, chunked
-anyhow, and gives back the application data that they release. It reads ClientHello and ServerHello
-itself, then hands both halves to the engine of the negotiated version. What it keeps to itself:
+anyhow, and gives back the application data that they release. What the records mean is an engine's
+business: `Hellos` first, then that of the negotiated version. What the session keeps to itself:
 
 * *Framing.* Only the last, partial record of a feed is copied; whole records are read in place.
   A direction in the middle of application data takes the opener's bulk path (see `protection`),
@@ -26,29 +26,16 @@ from typing import TYPE_CHECKING
 
 from interop.errors import DissectError
 from interop.wire import handshake as hs
-from interop.wire.engine import Engine, take_alert
 from interop.wire.facts import SessionFacts
 from interop.wire.half import Half
+from interop.wire.hellos import Hellos
 from interop.wire.learned import LearnedSecrets
 from interop.wire.material import Direction, KeyMaterial, Undecryptable
-from interop.wire.record import (
-    HEADER_LENGTH,
-    MAX_CIPHERTEXT_TLS12,
-    MAX_CIPHERTEXT_TLS13,
-    not_tls_reason,
-    read_header,
-)
-from interop.wire.registry import (
-    ContentType,
-    ProtocolVersion,
-    name_of,
-)
-from interop.wire.suites import parameters_of
-from interop.wire.tls12 import TLS12Engine
-from interop.wire.tls13 import TLS13Engine
+from interop.wire.record import HEADER_LENGTH, not_tls_reason, read_header
+from interop.wire.registry import ContentType, ProtocolVersion
 
 if TYPE_CHECKING:
-    from interop.wire.handshake import ClientHello
+    from interop.wire.engine import Engine
 
 __all__ = ["Direction", "KeyMaterial", "TLSSession", "Undecryptable"]
 
@@ -124,17 +111,22 @@ class TLSSession(SessionFacts):
         handshake_limit_bytes: int = DEFAULT_HANDSHAKE_LIMIT,
     ) -> None:
         super().__init__()
-        self._keys = keys
-        self._learned = LearnedSecrets() if learned is None else learned
         self._buffer_limit = buffer_limit_bytes
-        self._handshake_limit = handshake_limit_bytes
-        client, server = (Half(direction, handshake_limit_bytes) for direction in Direction)
+        client, server = Half(_CLIENT, handshake_limit_bytes), Half(_SERVER, handshake_limit_bytes)
         client.other, server.other = server, client
         self._halves = {_CLIENT: client, _SERVER: server}
-        self._engine: Engine | None = None
-        self._client_hello: tuple[bytes, ClientHello] | None = None
-        self._record_limit = MAX_CIPHERTEXT_TLS12
+        self._engine: Engine = Hellos(
+            self,
+            keys,
+            LearnedSecrets() if learned is None else learned,
+            self._halves,
+            handshake_limit_bytes=handshake_limit_bytes,
+            hand_over=self._go_on_with,
+        )
         self.not_tls = False
+
+    def _go_on_with(self, engine: Engine) -> None:
+        self._engine = engine
 
     def __repr__(self) -> str:
         state = "opened" if self.opened else f"closed: {self.undecryptable}"
@@ -185,7 +177,7 @@ class TLSSession(SessionFacts):
     def _finish_half(half: Half) -> None:
         if half.pending and half.recognised:
             half.end("the stream ends within a record")
-        half.ended = True
+        half.finish()
 
     def _settle(self, recovered: Recovered) -> None:
         """Let go of halves that need not wait any more, until none is left."""
@@ -196,10 +188,10 @@ class TLSSession(SessionFacts):
         """Go on with a half that waits no longer; False where nothing can be done."""
         kind = half.waiting_for_type
         try:
-            if kind is None or self._must_wait(half, kind):
+            if kind is None or self._engine.must_wait(half, kind):
                 return False
             half.waiting_for_type = None
-            self._drain(half)
+            self._engine.drain(half)
         except DissectError as error:
             self._damaged(half, error)
         if not half.ended:
@@ -263,7 +255,8 @@ class TLSSession(SessionFacts):
             view = view[taken:]
             if len(half.pending) < HEADER_LENGTH:
                 continue
-            read_header(memoryview(half.pending), 0, self._record_limit)  # is it one at all?
+            # Is it a record at all?
+            read_header(memoryview(half.pending), 0, self._engine.record_limit_bytes)
             if len(half.pending) < half.awaited_bytes:
                 continue
             record = half.take_pending()
@@ -286,25 +279,26 @@ class TLSSession(SessionFacts):
                 recovered.append((half.direction, output.take()))
 
     def _read_records(self, half: Half, view: memoryview, output: _Output) -> int:
-        offset = 0
+        offset, end = 0, len(view)
         while True:
             if half.opener is not None:
                 offset = self._read_run(half, view, offset, output)
-            header = read_header(view, offset, self._record_limit)
-            if header is None or (stop := offset + HEADER_LENGTH + header[2]) > len(view):
+            engine = self._engine
+            header = read_header(view, offset, engine.record_limit_bytes)
+            if header is None or (stop := offset + HEADER_LENGTH + header[2]) > end:
                 return offset
             content_type, _, length = header
-            if half.closed is None and self._must_wait(half, content_type):
+            if half.alive and engine.must_wait(half, content_type):
                 half.waiting_for_type = content_type
                 return offset
             if content_type == _APPLICATION_DATA:
                 half.encrypted_application_bytes += length
-            if half.closed is None:
-                content = self._take_record(half, content_type, view[offset:stop])
+            if half.alive:  # waiting may have ended that
+                content = engine.take_record(half, content_type, view[offset:stop])
                 if content:
                     output.append(content)
             offset = stop
-            if half.waiting:
+            if half.waiting_for_type is not None:
                 return offset
 
     @staticmethod
@@ -319,98 +313,6 @@ class TLSSession(SessionFacts):
         half.protected_records_opened += records
         half.encrypted_application_bytes += stop - offset - records * HEADER_LENGTH
         return stop
-
-    def _must_wait(self, half: Half, content_type: int) -> bool:
-        if self._engine is not None:
-            return self._engine.must_wait(half, content_type)
-        if content_type == ContentType.ALERT:
-            return False
-        is_client = half.direction is _CLIENT
-        if is_client == (self._client_hello is None):
-            return False
-        if half.other.alive:
-            return True
-        half.close("no ServerHello was read" if is_client else "no ClientHello was read")
-        return False
-
-    def _take_record(self, half: Half, content_type: int, record: memoryview) -> bytes | None:
-        if half.closed is not None:  # waiting may have ended in that
-            return None
-        if self._engine is not None:
-            return self._engine.take_record(half, content_type, record)
-        if content_type == ContentType.HANDSHAKE:
-            half.assembler.feed(record[HEADER_LENGTH:])
-            self._drain(half)
-        elif content_type == ContentType.ALERT:
-            take_alert(self, half, bytes(record[HEADER_LENGTH:]), protected=False)
-        else:
-            name = name_of(ContentType, content_type)
-            raise DissectError(f"unexpected {name} before a hello", offset=0, path="record.type")
-        return None
-
-    # Hellos
-
-    def _drain(self, half: Half) -> None:
-        while self._engine is None and half.alive and half.assembler.pending_bytes:
-            if self._must_wait(half, ContentType.HANDSHAKE):
-                half.waiting_for_type = ContentType.HANDSHAKE
-                return
-            if (message := half.assembler.next_message()) is None:
-                return
-            self.note_message(half.direction, message[0])
-            if half.direction is _CLIENT:
-                self._take_client_hello(message)
-            else:
-                self._take_server_hello(message)
-        if self._engine is not None:
-            self._engine.drain(half)
-
-    def _take_client_hello(self, message: bytes) -> None:
-        hello = hs.parse_client_hello(message)
-        self._client_hello = (message, hello)
-        self.client_random = hello.random
-        self.server_name = hello.server_name
-        self.client_alpn_protocols = hello.alpn_protocols
-        self.early_data_offered = hello.early_data
-        for share in hello.key_shares:
-            self.client_key_shares[share.group] = share.key_exchange
-        if hello.pre_shared_keys is not None:
-            offers = hello.pre_shared_keys.identities
-            self.offered_psk_identities = tuple(offer.identity for offer in offers)
-
-    def _take_server_hello(self, message: bytes) -> None:
-        if self._client_hello is None:
-            return
-        client_hello, offered = self._client_hello
-        hello = hs.parse_server_hello(message)
-        self.version = hello.version
-        if hello.version == ProtocolVersion.TLS_1_3:
-            self._record_limit = MAX_CIPHERTEXT_TLS13
-            kind: type[TLS12Engine | TLS13Engine] = TLS13Engine
-        elif hello.version == ProtocolVersion.TLS_1_2:
-            kind = TLS12Engine
-        else:
-            self._name_other_version(hello)
-            return
-        self._engine = engine = kind(
-            self,
-            self._keys,
-            self._learned,
-            self._halves,
-            client_hello=client_hello,
-            hello=offered,
-            handshake_limit_bytes=self._handshake_limit,
-        )
-        engine.take_server_hello(message, hello)
-
-    def _name_other_version(self, hello: hs.ServerHello) -> None:
-        self.server_random = hello.random
-        self.suite = hello.cipher_suite
-        suite = parameters_of(hello.cipher_suite)
-        if suite is not None:
-            self.forward_secret = suite.key_exchange.forward_secret
-        for half in self._halves.values():
-            half.close(f"{self.version_name}: this version is named but not read here")
 
     # Results
 

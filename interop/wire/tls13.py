@@ -38,19 +38,21 @@ from interop.wire.engine import Engine, Halves, refuse, take_alert
 from interop.wire.facts import MAX_LISTED, SeenTicket
 from interop.wire.key_schedule import derive_secret, message_hash, resumption_psk
 from interop.wire.material import Direction, KeyMaterial, SecretSource
-from interop.wire.record import HEADER_LENGTH
+from interop.wire.record import HEADER_LENGTH, MAX_CIPHERTEXT_TLS13
 from interop.wire.registry import ContentType, ExtensionType, HandshakeType, name_of
 from interop.wire.suites import CipherSuite, KeyExchange, SuiteParameters, parameters_of
 from interop.wire.tls13_epochs import Epoch, EpochName, Side
 from interop.wire.tls13_secrets import (
+    NOTHING_DERIVED,
+    HandshakeSecrets,
     derive_application_secrets,
     find_early_secret,
     find_handshake_secrets,
-    log_label,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from hashlib import _Hash as Hash
 
     from interop.wire.facts import SessionFacts
     from interop.wire.half import Half
@@ -64,7 +66,6 @@ _CLIENT, _SERVER = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
 _APPLICATION_DATA = int(ContentType.APPLICATION_DATA)
 _CHANGE_CIPHER_SPEC = b"\x01"
 _STORE_LIMIT_FACTOR = 4
-_SIDE_NAMES = {_CLIENT: "client", _SERVER: "server"}
 
 
 def _refuse_message(kind: int, where: str) -> None:
@@ -76,6 +77,8 @@ class TLS13Engine(Engine):
 
     `client_hello` is the first one, `hello` what it says. Raises `DissectError` from its methods.
     """
+
+    record_limit_bytes = MAX_CIPHERTEXT_TLS13
 
     def __init__(
         self,
@@ -102,10 +105,13 @@ class TLS13Engine(Engine):
         self._early_tickets: dict[int, NewSessionTicket] = {}  # by their place in the facts
         self._server_flight_done = False
         self._client_flight: list[bytes] = []  # held back until the server's is complete
-        self._transcript = hashlib.sha256()
+        self._transcript: Hash | None = None  # where something can be derived from it
         early = (EpochName.EARLY,) if self._hellos[0].early_data else ()
         later = (EpochName.HANDSHAKE, EpochName.APPLICATION)
-        self._sides = {_CLIENT: Side(*early, *later), _SERVER: Side(*later)}
+        self._sides = {
+            _CLIENT: Side(_CLIENT, *early, *later),
+            _SERVER: Side(_SERVER, *later),
+        }
 
     # Waiting
 
@@ -242,8 +248,7 @@ class TLS13Engine(Engine):
         self._client_hellos.append(message)
         self._hellos.append(hello)
         side.drop_early()
-        for share in hello.key_shares:
-            self._facts.client_key_shares[share.group] = share.key_exchange
+        self._facts.client_key_shares.update(hello.key_shares)
 
     def take_server_hello(self, message: bytes, hello: ServerHello) -> None:
         """Take a ServerHello or HelloRetryRequest (RFC 9846 sections 4.2.3 and 4.2.4)."""
@@ -272,12 +277,12 @@ class TLS13Engine(Engine):
             return
         self._find_early_secret()
         if not hello.is_hello_retry_request:
-            self._start_transcript(suite, message)
-            self._find_secrets(suite, hello)
+            self._find_secrets(suite, hello, message)
 
     def _take_server_flight(self, half: Half, side: Side, kind: int, message: bytes) -> None:
         self._store(half, message, self._store_limit)
-        self._transcript.update(message)
+        if self._transcript is not None:
+            self._transcript.update(message)
         if kind == HandshakeType.ENCRYPTED_EXTENSIONS:
             block = hs.encrypted_extensions(message)
             self._facts.early_data_accepted = ExtensionType.EARLY_DATA in block
@@ -350,12 +355,6 @@ class TLS13Engine(Engine):
 
     # Transcript
 
-    def _start_transcript(self, suite: SuiteParameters, server_hello: bytes) -> None:
-        self._transcript = hashlib.new(suite.hash_name)
-        self._transcript.update(self._before_last_hello(suite))
-        self._transcript.update(self._client_hellos[-1])
-        self._transcript.update(server_hello)
-
     def _before_last_hello(self, suite: SuiteParameters) -> bytes:
         """Give what the transcript holds before the last ClientHello (section 4.4.1)."""
         if self._retry is None:
@@ -363,6 +362,8 @@ class TLS13Engine(Engine):
         return message_hash(suite.hash_name, self._client_hellos[0]) + self._retry
 
     def _add_to_client_flight(self, message: bytes) -> None:
+        if self._transcript is None:
+            return
         if not self._server_flight_done:
             self._client_flight.append(message)
             return
@@ -394,8 +395,47 @@ class TLS13Engine(Engine):
         ]
         epoch.provide(found.source, (found.secret,), suites)
 
-    def _find_secrets(self, suite: SuiteParameters, hello: ServerHello) -> None:
+    def _find_secrets(self, suite: SuiteParameters, hello: ServerHello, message: bytes) -> None:
         """Rule 4 of the theory of operation."""
+        logged = self._keys.key_log.get(self._hellos[0].random, {})
+        derived = self._derive_handshake_secrets(suite, hello, message, logged)
+        for direction, side in self._sides.items():
+            handshake, application = side.epochs[-2:]
+            if (secret := logged.get(handshake.log_label)) is not None:
+                self._provide(handshake, SecretSource.KEY_LOG, (secret,))
+            elif derived.source is not None:
+                secrets = (derived.traffic_secrets[direction],)
+                self._provide(handshake, derived.source, secrets)
+            else:
+                handshake.missing = derived.reason
+            if (secret := logged.get(application.log_label)) is not None:
+                self._provide(application, SecretSource.KEY_LOG, (secret,))
+            else:
+                self._find_later_secret(direction, side, logged, derived.reason)
+            if not any(epoch.known for epoch in side.epochs):
+                self._halves[direction].close(application.missing or derived.reason)
+
+    def _derive_handshake_secrets(
+        self,
+        suite: SuiteParameters,
+        hello: ServerHello,
+        message: bytes,
+        logged: Mapping[str, bytes],
+    ) -> HandshakeSecrets:
+        """Derive what can be, and begin the transcript that the other secrets need with it.
+
+        Most sessions of a capture are in the key log as a whole, and only a stolen key of their
+        exchange could add to that.
+        """
+        epochs = (epoch for side in self._sides.values() for epoch in side.epochs[-2:])
+        if (
+            hello.key_share is not None
+            and not self._keys.ephemeral_private_keys
+            and all(epoch.log_label in logged for epoch in epochs)
+        ):
+            return NOTHING_DERIVED
+        before = self._before_last_hello(suite)
+        transcript = hashlib.new(suite.hash_name, before + self._client_hellos[-1] + message)
         derived = find_handshake_secrets(
             self._keys,
             self._learned,
@@ -403,67 +443,50 @@ class TLS13Engine(Engine):
             self._hellos[-1],
             self._client_hellos[-1],
             server_hello=hello,
-            prefix=self._before_last_hello(suite),
-            transcript=self._transcript.digest(),
+            prefix=before,
+            transcript=transcript.digest(),
         )
-        self._handshake_secret = derived.handshake_secret
         self._derived_from = derived.source
         if derived.handshake_secret is not None:
+            self._transcript = transcript
+            self._handshake_secret = derived.handshake_secret
             self._facts.secrets["handshake_secret"] = derived.handshake_secret
-        logged = self._keys.key_log.get(self._hellos[0].random, {})
-        for direction, side in self._sides.items():
-            handshake, application = side.epochs[-2:]
-            label = log_label(direction, handshake.name.value)
-            if label in logged:
-                self._provide(direction, handshake, SecretSource.KEY_LOG, (logged[label],))
-            elif derived.source is not None:
-                secrets = (derived.traffic_secrets[direction],)
-                self._provide(direction, handshake, derived.source, secrets)
-            else:
-                handshake.missing = derived.reason
-            self._find_application_secret(direction, application, logged, derived.reason)
-            if not any(epoch.known for epoch in side.epochs):
-                self._halves[direction].close(application.missing or derived.reason)
+        return derived
 
-    def _find_application_secret(
-        self, direction: Direction, epoch: Epoch, logged: Mapping[str, bytes], reason: str
+    def _find_later_secret(
+        self, direction: Direction, side: Side, logged: Mapping[str, bytes], reason: str
     ) -> None:
-        first = log_label(direction, epoch.name.value)
-        stem = first.removesuffix("0")
-        if first in logged:
-            self._provide(direction, epoch, SecretSource.KEY_LOG, (logged[first],))
-        elif later := [secret for label, secret in logged.items() if label.startswith(stem)]:
+        """Find the secret of an application epoch whose first generation is not in the log."""
+        handshake, application = side.epochs[-2:]
+        stem = application.log_label.removesuffix("0")
+        if later := [secret for label, secret in logged.items() if label.startswith(stem)]:
             # The log begins in mid-session: some later generation will open some record.
-            self._provide(direction, epoch, SecretSource.KEY_LOG, later)
+            self._provide(application, SecretSource.KEY_LOG, later)
             self._halves[direction].skips_application_data = True
         elif self._handshake_secret is None:
-            epoch.missing = reason
-            if log_label(direction, EpochName.HANDSHAKE.value) in logged:
-                epoch.missing = "the key log holds the handshake secret but no application secret"
+            application.missing = reason
+            if handshake.log_label in logged:
+                application.missing = (
+                    "the key log holds the handshake secret but no application secret"
+                )
 
     def _provide(
-        self,
-        direction: Direction,
-        epoch: Epoch,
-        source: SecretSource,
-        secrets: tuple[bytes, ...] | list[bytes],
+        self, epoch: Epoch, source: SecretSource, secrets: tuple[bytes, ...] | list[bytes]
     ) -> None:
-        suite = self._suite
-        if suite is None:
+        if self._suite is None:
             return
-        epoch.provide(source, secrets, (suite,))
+        epoch.provide(source, secrets, (self._suite,))
         if epoch.known:
-            generation = "_0" if epoch.name is EpochName.APPLICATION else ""
-            name = f"{_SIDE_NAMES[direction]}_{epoch.name.value}_traffic_secret{generation}"
-            self._facts.secrets[name] = epoch.secret
+            self._facts.secrets[epoch.secret_name] = epoch.secret
 
     def _derive_application_secrets(self) -> None:
         """Derive what the server's Finished completes (RFC 9846 section 7.1)."""
         suite, source = self._suite, self._derived_from
-        if suite is None or self._handshake_secret is None or source is None:
+        handshake_secret, transcript = self._handshake_secret, self._transcript
+        if suite is None or handshake_secret is None or source is None or transcript is None:
             return
-        digest = self._transcript.digest()
-        derived = derive_application_secrets(suite.hash_name, self._handshake_secret, digest)
+        digest = transcript.digest()
+        derived = derive_application_secrets(suite.hash_name, handshake_secret, digest)
         self._main_secret = derived.main_secret
         self._facts.secrets["main_secret"] = derived.main_secret
         self._facts.secrets["exporter_secret"] = derived.exporter_secret
@@ -471,10 +494,10 @@ class TLS13Engine(Engine):
             epoch = side.epochs[-1]
             if epoch.pending:
                 secrets = (derived.traffic_secrets[direction],)
-                self._provide(direction, epoch, source, secrets)
+                self._provide(epoch, source, secrets)
 
     def _derive_resumption_secret(self) -> None:
-        if self._suite is None or self._main_secret is None:
+        if self._suite is None or self._main_secret is None or self._transcript is None:
             return
         self._resumption_secret = derive_secret(
             self._suite.hash_name, self._main_secret, b"res master", self._transcript.digest()

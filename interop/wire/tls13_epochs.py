@@ -6,6 +6,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from interop.wire.key_schedule import digest_length, next_traffic_secret, traffic_keys
+from interop.wire.material import Direction
 from interop.wire.protection import Opened, TLS13Opener
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Epoch", "EpochName", "Side"]
 
+_CLIENT, _SERVER = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
+
 
 class EpochName(Enum):
     """What a span of a direction's records is protected with."""
@@ -24,12 +27,37 @@ class EpochName(Enum):
     HANDSHAKE = "handshake"
     APPLICATION = "application"
 
+    __hash__ = object.__hash__  # as in `Direction`
+
+
+# What the secret of each epoch is called in a key log (RFC 9850 section 2.2), and by RFC 9846.
+_SECRET_NAMES = {
+    (_CLIENT, EpochName.EARLY): ("CLIENT_EARLY_TRAFFIC_SECRET", "client_early_traffic_secret"),
+    (_CLIENT, EpochName.HANDSHAKE): (
+        "CLIENT_HANDSHAKE_TRAFFIC_SECRET",
+        "client_handshake_traffic_secret",
+    ),
+    (_SERVER, EpochName.HANDSHAKE): (
+        "SERVER_HANDSHAKE_TRAFFIC_SECRET",
+        "server_handshake_traffic_secret",
+    ),
+    (_CLIENT, EpochName.APPLICATION): (
+        "CLIENT_TRAFFIC_SECRET_0",
+        "client_application_traffic_secret_0",
+    ),
+    (_SERVER, EpochName.APPLICATION): (
+        "SERVER_TRAFFIC_SECRET_0",
+        "server_application_traffic_secret_0",
+    ),
+}
+
 
 class Epoch:
     """One span under one secret: known, pending, or missing for a reason."""
 
-    def __init__(self, name: EpochName) -> None:
+    def __init__(self, direction: Direction, name: EpochName) -> None:
         self.name = name
+        self.log_label, self.secret_name = _SECRET_NAMES[direction, name]
         self.source: SecretSource | None = None
         self.missing: str | None = None
         self.proven = False  # whether a record has been opened
@@ -100,8 +128,8 @@ class Epoch:
 class Side:
     """Where one half stands among its epochs."""
 
-    def __init__(self, *names: EpochName) -> None:
-        self.epochs = [Epoch(name) for name in names]
+    def __init__(self, direction: Direction, *names: EpochName) -> None:
+        self.epochs = [Epoch(direction, name) for name in names]
         self.index = 0
         self.epoch = self.epochs[0]  # of the next record
         self.protected = False  # whether a protected record has come

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from interop.wire.material import KeyMaterial
 
 __all__ = [
+    "NOTHING_DERIVED",
     "ApplicationSecrets",
     "EarlySecret",
     "HandshakeSecrets",
@@ -46,7 +47,6 @@ __all__ = [
     "find_early_secret",
     "find_handshake_secrets",
     "find_psk",
-    "log_label",
 ]
 
 _HASHES = ("sha256", "sha384")  # of all TLS 1.3 suites that this package opens
@@ -92,6 +92,10 @@ class HandshakeSecrets(NamedTuple):
         return f"HandshakeSecrets({self.source.value if self.source else self.reason})"
 
 
+NOTHING_DERIVED = HandshakeSecrets(None, None, {}, "")
+"""For a session that no theft tells more of than the key log does."""
+
+
 class ApplicationSecrets(NamedTuple):
     """What follows from the server's Finished."""
 
@@ -101,14 +105,6 @@ class ApplicationSecrets(NamedTuple):
 
     def __repr__(self) -> str:
         return "ApplicationSecrets()"
-
-
-def log_label(direction: Direction, epoch: str) -> str:
-    """Give the key log's label of an epoch's secret (RFC 9850 section 2.2)."""
-    side = "CLIENT" if direction is Direction.CLIENT_TO_SERVER else "SERVER"
-    if epoch == "application":
-        return f"{side}_TRAFFIC_SECRET_0"
-    return f"{side}_{epoch.upper()}_TRAFFIC_SECRET"
 
 
 def find_psk(
