@@ -167,7 +167,7 @@ def _replay(  # noqa: PLR0917 - the command line names them all
             help="A server of yours to replay at; servers of our own, made for it, unless given.",
         ),
     ] = None,
-    trust: Annotated[
+    ca: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The authorities to trust the target by, in PEM."),
     ] = None,
@@ -215,7 +215,7 @@ def _replay(  # noqa: PLR0917 - the command line names them all
     return replay.run(
         cases=case or (),
         target=target,
-        trust=trust,
+        ca=ca,
         server_name=server_name,
         method=method,
         path=path,

@@ -38,7 +38,7 @@ def run(
     *,
     cases: Sequence[str],
     target: str | None,
-    trust: Path | None,
+    ca: Path | None,
     server_name: str | None,
     method: str,
     path: str,
@@ -51,14 +51,14 @@ def run(
     Without a count nothing is claimed, and the status is 0 too.
     """
     chosen = choose_cases(cases)
-    if target is None and (trust or server_name or count_url or captures):
-        raise InputError("--trust, --server-name, --count-url and --capture go with --target")
+    if target is None and (ca or server_name or count_url or captures):
+        raise InputError("--ca, --server-name, --count-url and --capture go with --target")
     targets: Targets = local_targets
     if target is not None:
         targets = ForeignServer(
             address=(address := parse_address(target)),
             server_name=server_name or address[0],
-            trust_anchors=_read_anchors(trust),
+            trust_anchors=_read_anchors(ca),
             method=method.upper(),
             path=path,
             count_url=count_url,
@@ -74,11 +74,11 @@ def run(
     return 0 if report.verdict in {Verdict.HELD, Verdict.NOT_COUNTED} else 1
 
 
-def _read_anchors(trust: Path | None) -> TrustAnchors:
-    if trust is None:
-        raise InputError("a target needs --trust FILE: the certificate of its authority, in PEM")
+def _read_anchors(ca: Path | None) -> TrustAnchors:
+    if ca is None:
+        raise InputError("a target needs --ca FILE: the certificate of its authority, in PEM")
     try:
-        with trust.open("rb") as file:
+        with ca.open("rb") as file:
             return TrustAnchors.from_pem(file.read(_MAX_ANCHORS_BYTES))
     except OSError as error:
-        raise InputError(f"{trust}: {error.strerror}") from error
+        raise InputError(f"{ca}: {error.strerror}") from error

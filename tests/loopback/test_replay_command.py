@@ -38,7 +38,7 @@ PFS = Path(sys.executable).with_name("pfs")
 DEFAULTS: dict[str, Any] = {
     "cases": (),
     "target": None,
-    "trust": None,
+    "ca": None,
     "server_name": None,
     "method": "GET",
     "path": "/",
@@ -46,7 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "captures": (),
     "as_json": True,
 }
-OWN: dict[str, Any] = {"target": "127.0.0.1:1", "trust": Path("ca.pem")}
+OWN: dict[str, Any] = {"target": "127.0.0.1:1", "ca": Path("ca.pem")}
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +103,11 @@ def test_cases_are_listed_with_what_they_do(pfs: Pfs) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"trust": Path("ca.pem")}, "go with --target"),
-        ({"target": "127.0.0.1:1"}, "--trust FILE"),
-        ({"target": "nonsense", "trust": Path("ca.pem")}, "is not an address"),
-        (OWN | {"trust": Path("missing.pem")}, "No such file"),
-        (OWN | {"trust": Path("garbage.pem")}, "not readable PEM"),
+        ({"ca": Path("ca.pem")}, "go with --target"),
+        ({"target": "127.0.0.1:1"}, "--ca FILE"),
+        ({"target": "nonsense", "ca": Path("ca.pem")}, "is not an address"),
+        (OWN | {"ca": Path("missing.pem")}, "No such file"),
+        (OWN | {"ca": Path("garbage.pem")}, "not readable PEM"),
         (OWN | {"path": "a b"}, "no request"),
         (OWN | {"path": "/\u00fc"}, "no request"),
         (OWN | {"method": "A B"}, "no request"),
@@ -136,8 +136,8 @@ def test_bad_input_is_refused(
     ("arguments", "words"),
     [
         (["--case", "no-such-case"], "--list shows them"),
-        (["--target", "127.0.0.1:1", "--trust", "ca.pem"], "no honest session"),
-        (["--target", "nonsense", "--trust", "ca.pem"], "is not an address"),
+        (["--target", "127.0.0.1:1", "--ca", "ca.pem"], "no honest session"),
+        (["--target", "nonsense", "--ca", "ca.pem"], "is not an address"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(
@@ -225,7 +225,7 @@ def owned(
         yield Owned(
             [
                 *("--target", f"{host}:{port}"),
-                *("--trust", str(trust)),
+                *("--ca", str(trust)),
                 *("--server-name", "localhost"),
             ],
             f"http://127.0.0.1:{counter.server_port}/count",
@@ -349,7 +349,7 @@ def test_a_port_that_closes_at_once_is_bad_input(
         thread = threading.Thread(target=hang_up)
         thread.start()
         port = listener.getsockname()[1]
-        done = pfs("replay", "--target", f"localhost:{port}", "--trust", trust)
+        done = pfs("replay", "--target", f"localhost:{port}", "--ca", trust)
         listener.shutdown(socket.SHUT_RDWR)
         thread.join(20)
     assert done.returncode == 2

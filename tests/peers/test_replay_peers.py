@@ -84,7 +84,7 @@ def replay_at_nginx(
             "--json",
             *("--target", f"127.0.0.1:{server.address[1]}"),
             *("--server-name", "localhost"),
-            *("--trust", authority.ca_file),
+            *("--ca", authority.ca_file),
             *("--count-url", count_url),
             *chosen,
         )
