@@ -14,12 +14,17 @@ extensions took 45 µs when each window was a view of its own, and takes 20.
 
 from __future__ import annotations
 
-from struct import unpack
-from typing import Never
+from struct import Struct, unpack
+from typing import TYPE_CHECKING, Never
 
 from interop.errors import DissectError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = ["Reader"]
+
+_NUMBER_AND_LENGTH = Struct("!HH").unpack_from
 
 
 class Reader:
@@ -125,6 +130,22 @@ class Reader:
             return self.vector(length_bytes, name, minimum).rest()  # which says what is wrong
         self._position = end
         return self._data[start:end]
+
+    def numbered_vectors(
+        self, number_name: str, name: str, minimum: int = 0
+    ) -> Iterator[tuple[int, bytes]]:
+        """Take all that is left: 16-bit numbers, each with a vector of 16-bit length behind it."""
+        data, end = self._data, self._end
+        while (start := self._position) < end:
+            after = start + 4
+            if after <= end:
+                number, length = _NUMBER_AND_LENGTH(data, start)
+                if after + length <= end and length >= minimum:
+                    self._position = after + length
+                    yield number, data[after : self._position]
+                    continue
+            self.u16(number_name)
+            self.vector(2, name, minimum)  # one of which says what is wrong
 
     def u16_list(self, length_bytes: int, name: str) -> tuple[int, ...]:
         """Take a vector of 16-bit integers; an odd length is refused."""

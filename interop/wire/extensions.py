@@ -69,11 +69,10 @@ def parse_extensions(reader: Reader, name: str = "extensions") -> ExtensionBlock
     """Read an extensions vector; an extension given twice is refused (section 4.2)."""
     block: ExtensionBlock = {}
     inner = reader.vector(2, name)
-    while inner.remaining:
-        number = inner.u16("type")
+    for number, data in inner.numbered_vectors("type", "data"):
         if number in block:
             inner.fail(f"extension {number} occurs twice")
-        block[number] = inner.opaque(2, "data")
+        block[number] = data
     return block
 
 
@@ -161,13 +160,11 @@ def client_key_shares(extensions: Mapping[int, bytes], path: str) -> tuple[KeySh
     """Read the shares a client offers (section 4.2.8)."""
     if (reader := open_extension(extensions, ExtensionType.KEY_SHARE, path)) is None:
         return ()
-    shares = []
     inner = reader.vector(2, "client_shares")
-    while inner.remaining:
-        group = inner.u16("group")
-        shares.append(KeyShare(group, inner.opaque(2, "key_exchange", minimum=1)))
+    pairs = inner.numbered_vectors("group", "key_exchange", minimum=1)
+    shares = tuple(KeyShare(group, key_exchange) for group, key_exchange in pairs)
     reader.end()
-    return tuple(shares)
+    return shares
 
 
 def offered_psks(extensions: Mapping[int, bytes], path: str) -> OfferedPSKs | None:

@@ -50,6 +50,7 @@ HELLO_RETRY_REQUEST_RANDOM = bytes.fromhex(
 
 _NAMED_CURVE = 3
 _KEY_UPDATE_VALUES = (0, 1)
+_LENGTH_MASK = 0xFFFFFF
 _PATHS = {kind: kind.name.lower() for kind in HandshakeType}
 
 
@@ -168,9 +169,10 @@ class NewSessionTicket(NamedTuple):
 
 def _body(message: bytes, kind: HandshakeType) -> Reader:
     reader = Reader(message, _PATHS[kind])
-    if reader.u8("type") != kind:
+    header = reader.u32("type")
+    if header >> 24 != kind:
         reader.fail("another kind of message", "type")
-    if reader.u24("length") != reader.remaining:
+    if header & _LENGTH_MASK != reader.remaining:
         reader.fail("the length is not the message's", "length")
     return reader
 

@@ -201,7 +201,7 @@ class TLSSession(SessionFacts):
     def _take(self, half: Half, view: memoryview, recovered: Recovered) -> None:
         """Take bytes of a half that has not ended; whatever is wrong with them ends it."""
         try:
-            if half.waiting:
+            if half.waiting_for_type is not None:
                 self._hold(half, view)
                 return
             if not half.recognised and not self._recognise(half, view):
@@ -210,7 +210,8 @@ class TLSSession(SessionFacts):
                 view = self._complete_record(half, view, recovered)
             if view and not half.ended:
                 offset = self._read(half, view, recovered)
-                self._hold(half, view[offset:])
+                if offset < len(view):
+                    self._hold(half, view[offset:])
         except DissectError as error:
             self._damaged(half, error)
 

@@ -127,7 +127,7 @@ class TLS13Engine(Engine):
         if content_type != _APPLICATION_DATA:
             return False
         epoch = self._sides[half.direction].epoch
-        if not epoch.pending:
+        if epoch.proven or not epoch.pending:
             return False
         if half.other.alive:
             return True
@@ -172,7 +172,7 @@ class TLS13Engine(Engine):
 
     def _take_protected(self, half: Half, side: Side, record: memoryview) -> bytes | None:
         side.protected = True
-        if half.assembler.pending_bytes and not half.protected_records_opened:
+        if not half.protected_records_opened and half.assembler.pending_bytes:
             refuse("a handshake message is cut by the change to protected records", "handshake")
         if (opened := side.open(record)) is not None:
             return self._take_opened(half, side, opened)
@@ -194,7 +194,8 @@ class TLS13Engine(Engine):
     def _take_opened(self, half: Half, side: Side, opened: Opened) -> bytes | None:
         epoch = side.epoch
         half.protected_records_opened += 1
-        if epoch.source is not None:
+        if not epoch.noted and epoch.source is not None:
+            epoch.noted = True
             is_early = epoch.name is EpochName.EARLY
             self._facts.note_opened(epoch.source.value, early=is_early)
         content_type, content = opened

@@ -61,6 +61,7 @@ class Epoch:
         self.source: SecretSource | None = None
         self.missing: str | None = None
         self.proven = False  # whether a record has been opened
+        self.noted = False  # whether the session's facts say so
         self._candidates: list[tuple[bytes, str, TLS13Opener]] = []
         self._suite: SuiteParameters | None = None
 
@@ -156,7 +157,8 @@ class Side:
     def open(self, record: memoryview) -> Opened | None:
         """Try the current epoch, and where that may be passed over, the next known one."""
         current = self.epoch
-        if (opened := current.open(record)) is not None:
+        opened = current.opener.open(record) if current.proven else current.open(record)
+        if opened is not None:
             return opened
         if current.known and current.name is not EpochName.EARLY:
             return None
