@@ -131,12 +131,19 @@ def judge_total(honest: int, executed: int) -> tuple[Verdict, str]:
     return Verdict.HELD, ""
 
 
-def failures(outcomes: Iterable[Outcome], *, controls: Iterable[str]) -> tuple[str, ...]:
+def failures(
+    outcomes: Iterable[Outcome],
+    *,
+    controls: Iterable[str],
+    planned: Iterable[tuple[str, str]] = (),
+) -> tuple[str, ...]:
     """Return a sentence for each thing that keeps a run from being held; the gravest first.
 
-    `controls` are the endpoints of which each must have opened at least once.
+    `controls` are the endpoints of which each must have opened at least once, and `planned` what
+    was to be tried: endpoint and case.
     """
     outcomes = tuple(outcomes)
+    carried_out = {(outcome.target, outcome.case) for outcome in outcomes}
     replayed = [
         f"{outcome.case} at {outcome.target}: {outcome.reason}"
         for outcome in outcomes
@@ -165,17 +172,23 @@ def failures(outcomes: Iterable[Outcome], *, controls: Iterable[str]) -> tuple[s
         *replayed,
         *closed,
         *missing,
+        *(f"{case} at {at} was not tried" for at, case in planned if (at, case) not in carried_out),
         *invalid,
         *(f"{word} was replayed at a protected endpoint" for word in nothing),
     )
 
 
-def verdict_of(outcomes: Iterable[Outcome], *, controls: Iterable[str]) -> Verdict:
+def verdict_of(
+    outcomes: Iterable[Outcome],
+    *,
+    controls: Iterable[str],
+    planned: Iterable[tuple[str, str]] = (),
+) -> Verdict:
     """Return the verdict of a whole run: one replay that got through is enough."""
     outcomes = tuple(outcomes)
     protected = {outcome.verdict for outcome in outcomes if not outcome.control}
     if Verdict.REPLAYED in protected:
         return Verdict.REPLAYED
-    if failures(outcomes, controls=controls):
+    if failures(outcomes, controls=controls, planned=planned):
         return Verdict.INVALID
     return Verdict.NOT_COUNTED if Verdict.NOT_COUNTED in protected else Verdict.HELD

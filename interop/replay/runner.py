@@ -13,7 +13,7 @@ from OpenSSL import SSL
 from interop.identity import issue_identity
 from interop.replay.cases import CONTROLS
 from interop.replay.catalogue import CASES
-from interop.replay.experiment import Experiment
+from interop.replay.experiment import HONEST_SESSION, Experiment
 from interop.replay.model import Report, failures, verdict_of
 from interop.replay.targets import control_targets, local_targets
 
@@ -51,14 +51,18 @@ def run_replays(
     progress.stage("issuing certificates")
     identity = issue_identity()
     outcomes: list[Outcome] = []
+    planned: list[tuple[str, str]] = []
     with ExitStack() as stack:
         for target in control_targets(stack, identity):
             opening = [case for case in CASES if target.name in case.opens_at]
+            planned += [(target.name, case.name) for case in opening]
             outcomes += attack(target, opening, progress)
     with ExitStack() as stack:
         for target in targets(stack, identity):
+            planned += [(target.name, case.name) for case in cases]
+            planned.append((target.name, HONEST_SESSION))
             outcomes += attack(target, cases, progress)
-    return judge_run(outcomes)
+    return judge_run(outcomes, planned)
 
 
 def attack(target: Target, cases: Sequence[Case], progress: Progress) -> Iterator[Outcome]:
@@ -72,11 +76,11 @@ def attack(target: Target, cases: Sequence[Case], progress: Progress) -> Iterato
         yield experiment.run_honest_session()
 
 
-def judge_run(outcomes: Sequence[Outcome]) -> Report:
-    """Make the report of a run."""
+def judge_run(outcomes: Sequence[Outcome], planned: Sequence[tuple[str, str]] = ()) -> Report:
+    """Make the report of a run, of which `planned` says what was to be tried: endpoint and case."""
     return Report(
-        verdict=verdict_of(outcomes, controls=CONTROLS),
-        failures=failures(outcomes, controls=CONTROLS),
+        verdict=verdict_of(outcomes, controls=CONTROLS, planned=planned),
+        failures=failures(outcomes, controls=CONTROLS, planned=planned),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={
             **{name: metadata.version(name) for name in ("pfs-transport", "cryptography")},
