@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
@@ -17,12 +18,19 @@ from interop.errors import InteropError
 from transport import TLSSocket
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Awaitable, Callable
 
     from transport import TLSServer, TLSStream
 
-__all__ = ["DEADLINE_SECONDS", "AsyncioServer", "Ended", "Listener", "LiveServer", "ThreadedServer"]
+__all__ = [
+    "DEADLINE_SECONDS",
+    "AsyncioServer",
+    "Ended",
+    "Listener",
+    "LiveServer",
+    "PlainListener",
+    "ThreadedServer",
+]
 
 DEADLINE_SECONDS = 20.0
 _Connection = TypeVar("_Connection", "socket.socket", TLSSocket)
@@ -59,6 +67,28 @@ class Listener(Protocol[_Accepted_co]):
 
     def getsockname(self) -> tuple[str, int]:
         """Return the address listened on."""
+
+
+class PlainListener:
+    """A listening socket on loopback that `close` wakes."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+
+    def accept(self) -> tuple[socket.socket, object]:
+        """Wait for a connection and return it."""
+        return self._socket.accept()
+
+    def close(self) -> None:
+        """Accept no more."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # on Linux this wakes the accept
+        self._socket.close()
+
+    def getsockname(self) -> tuple[str, int]:
+        """Return the address listened on."""
+        host, port = self._socket.getsockname()
+        return str(host), int(port)
 
 
 class ThreadedServer(Generic[_Connection]):

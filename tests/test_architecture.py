@@ -59,8 +59,11 @@ def test_only_these_modules_reach_below_pyopenssl() -> None:
     below = re.compile(r"OpenSSL\._|cryptography\.hazmat\.bindings")
     reaching = {name_of(path) for path in SOURCES if any(map(below.match, imported_names(path)))}
     endpoints = {"transport/openssl.py", "transport/openssl_peers.py"}
-    # A control that takes 0-RTT data: pyOpenSSL has no call for them, and transport has no use.
-    assert reaching <= endpoints | {"interop/peers/early_data.py"}
+    # Controls that take 0-RTT data and tell sessions: transport has no use for either.
+    assert reaching <= endpoints | {
+        "interop/peers/early_data.py",
+        "interop/peers/stored_sessions.py",
+    }
 
 
 def test_only_one_module_builds_contexts_of_the_endpoints() -> None:

@@ -6,10 +6,11 @@ the replay experiments: a harness that cannot make a replay succeed here has sho
 elsewhere. Its tickets are stateless, so that each can be used any number of times, and OpenSSL's
 own protection is off (SSL_OP_NO_ANTI_REPLAY).
 
-`EarlyDataClient` is the client for it. It verifies the server as any client should, keeps tickets,
-may use one twice, and with `force` sends 0-RTT data under a ticket that does not allow them, which
-no honest client does: it edits the session's own encoding (OpenSSL's ssl_asn1.c, a DER sequence in
-which field [15] is max_early_data) before it resumes.
+`EarlyDataClient` is the client for it. It verifies the server as any client should, keeps tickets
+and gives their secrets away, may use one twice, and sends 0-RTT data under a ticket that does not
+allow them, which no honest client does: it edits the session's own encoding (OpenSSL's ssl_asn1.c,
+a DER sequence in which field [15] is max_early_data) before it resumes. For other weak servers than
+this one it speaks TLS 1.2 too, and resumes without a key exchange (psk_ke).
 
 Nothing in `transport` uses this module. It stands on the binding below pyOpenSSL, which has no call
 for 0-RTT data. Sockets are blocking and carry the kernel's own time limits.
@@ -33,6 +34,7 @@ from OpenSSL._util import ffi, lib
 
 from interop.errors import InputError, InteropError
 from interop.peers.endpoints import is_ip_address
+from interop.peers.stored_sessions import encode_session, session_pem
 from transport.server_names import ascii_hostname
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from interop.peers.endpoints import Address
+    from interop.peers.names import TLSVersion
 
 __all__ = [
     "MAX_EARLY_DATA_BYTES",
@@ -54,10 +57,11 @@ __all__ = [
 
 MAX_EARLY_DATA_BYTES: Final = 16 * 1024
 _OP_NO_ANTI_REPLAY: Final = 1 << 24  # ssl.h; not in pyOpenSSL
+_OP_ALLOW_NO_DHE_KEX: Final = 1 << 10  # the same
+_VERSIONS: Final[dict[TLSVersion, int]] = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 _READ_SUCCESS, _READ_FINISH = 1, 2  # SSL_READ_EARLY_DATA_*
 _RECEIVE_BYTES: Final = 1 << 16
 _DEFAULT_TIMEOUT_SECONDS: Final = 20.0
-_MAX_SESSION_BYTES: Final = 1 << 20
 _TAG_OF_MAX_EARLY_DATA: Final = 0xAF  # [15], constructed
 _SEQUENCE: Final = 0x30
 
@@ -186,14 +190,13 @@ class Ticket:
         """How many bytes of 0-RTT data the server said it takes; 0 for none."""
         return int(lib.SSL_SESSION_get_max_early_data(self._pointer))
 
+    def pem(self) -> bytes:
+        """Return the session, with its secret, in PEM as `openssl sess_id` reads it."""
+        return session_pem(self._pointer)
+
     def allowing_early_data(self) -> Ticket:
         """Return the same ticket as if the server had allowed 0-RTT data with it."""
-        size = int(lib.i2d_SSL_SESSION(self._pointer, ffi.NULL))
-        if not 0 < size <= _MAX_SESSION_BYTES:
-            raise EarlyDataFailed("the session cannot be written down")
-        encoded = ffi.new("unsigned char[]", size)
-        lib.i2d_SSL_SESSION(self._pointer, ffi.new("unsigned char **", encoded))
-        edited = _with_max_early_data(bytes(ffi.buffer(encoded, size)))
+        edited = _with_max_early_data(encode_session(self._pointer))
         source = ffi.new("unsigned char[]", edited)
         position = ffi.new("const unsigned char **", source)
         pointer = lib.d2i_SSL_SESSION(ffi.NULL, position, len(edited))
@@ -227,16 +230,22 @@ def _content(encoded: bytes, position: int) -> tuple[int, int]:
 
 
 class EarlyDataClient:
-    """A TLS 1.3 client that keeps its ticket; `connect` opens a session, by a ticket or without.
+    """A client that keeps its ticket; `connect` opens a session, by a ticket or without.
 
-    The server's chain is verified against `ca_pem` and its name against `server_name`. Raises
-    InputError for trust anchors that cannot be read.
+    The server's chain is verified against `ca_pem` and its name against `server_name`. With
+    `psk_ke` it offers to resume without a key exchange too. Raises InputError for trust anchors
+    that cannot be read.
     """
 
-    def __init__(self, ca_pem: bytes, server_name: str) -> None:
+    def __init__(
+        self, ca_pem: bytes, server_name: str, *, version: TLSVersion = "1.3", psk_ke: bool = False
+    ) -> None:
         self._server_name = server_name
         self._context = SSL.Context(SSL.TLS_METHOD)
-        self._context.set_min_proto_version(SSL.TLS1_3_VERSION)
+        self._context.set_min_proto_version(_VERSIONS[version])
+        self._context.set_max_proto_version(_VERSIONS[version])
+        if psk_ke:
+            self._context.set_options(_OP_ALLOW_NO_DHE_KEX)
         self._context.set_verify(SSL.VERIFY_PEER)
         store = self._context.get_cert_store()
         try:

@@ -19,22 +19,36 @@ import hmac
 import ipaddress
 import os
 import socket
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, InvalidTag
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, mlkem, x25519
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from interop.errors import DissectError, InteropError
+from interop.errors import DissectError
+from interop.peers.telltale_records import (
+    HEADER_LENGTH,
+    SCHEMES,
+    SERVER_SIGNED,
+    SUITES,
+    TLS12,
+    TLS13,
+    Records,
+    TelltaleConnection,
+    TelltaleFailed,
+    TLS13Protection,
+    extension,
+    generate,
+    message_of,
+    numbers,
+    plain_record,
+    public_value,
+    vector,
+)
 from interop.peers.weak import WeakSessionFailed, require_server
 from interop.wire import handshake as hs
 from interop.wire import key_schedule as ks
 from interop.wire.groups import EphemeralKeys, EphemeralPrivateKey, NoSharedSecret, shared_secret
-from interop.wire.record import MAX_CIPHERTEXT_TLS13, MAX_PLAINTEXT, read_header
 from interop.wire.registry import ContentType, ExtensionType, HandshakeType, NamedGroup
 
 if TYPE_CHECKING:
@@ -44,151 +58,13 @@ if TYPE_CHECKING:
 
 __all__ = ["GROUPS", "TelltaleConnection", "TelltaleFailed", "telltale_connect"]
 
-_HEADER_LENGTH: Final = 5
-_TLS12, _TLS13 = b"\x03\x03", b"\x03\x04"
-_CLOSE_NOTIFY: Final = b"\x01\x00"
-_LINGER_SECONDS: Final = 2.0
 _DEFAULT_TIMEOUT_SECONDS: Final = 30.0
-_MAX_FLIGHT_RECORDS: Final = 64
-_SIGNED: Final = b" " * 64 + b"TLS 1.3, server CertificateVerify\0"  # RFC 9846 section 4.5.2
-
-_AEAD = AESGCM | ChaCha20Poly1305
-_SUITES: Final[dict[int, tuple[str, int, type[_AEAD]]]] = {  # hash, key length, AEAD
-    0x1301: ("sha256", 16, AESGCM),
-    0x1302: ("sha384", 32, AESGCM),
-    0x1303: ("sha256", 32, ChaCha20Poly1305),
-}
-_SCHEMES: Final[dict[int, hashes.HashAlgorithm]] = {  # ECDSA with P-256, P-384, P-521
-    0x0403: hashes.SHA256(),
-    0x0503: hashes.SHA384(),
-    0x0603: hashes.SHA512(),
-}
 GROUPS: Final = {
     "x25519": NamedGroup.X25519,
     "secp256r1": NamedGroup.SECP256R1,
     "X25519MLKEM768": NamedGroup.X25519MLKEM768,
 }
 """The groups that it can do, by the names of their registry."""
-
-
-class TelltaleFailed(InteropError):
-    """A session could not be made, or broke."""
-
-
-class _Protection:
-    """One direction's keys (RFC 9846 section 5.2)."""
-
-    def __init__(self, suite: int, secret: bytes) -> None:
-        hash_name, key_length, aead = _SUITES[suite]
-        keys = ks.traffic_keys(hash_name, secret, key_length)
-        self._aead: _AEAD = aead(keys.key)
-        self._iv = int.from_bytes(keys.iv, "big")
-        self._sequence = 0
-
-    def _nonce(self) -> bytes:
-        nonce = (self._iv ^ self._sequence).to_bytes(12, "big")
-        self._sequence += 1
-        return nonce
-
-    def seal(self, content_type: int, content: bytes) -> bytes:
-        inner = content + bytes((content_type,))
-        header = b"\x17" + _TLS12 + (len(inner) + 16).to_bytes(2, "big")
-        return header + self._aead.encrypt(self._nonce(), inner, header)
-
-    def open(self, record: bytes) -> tuple[int, bytes]:
-        header, sealed = record[:_HEADER_LENGTH], record[_HEADER_LENGTH:]
-        try:
-            inner = self._aead.decrypt(self._nonce(), sealed, header).rstrip(b"\0")
-        except InvalidTag:
-            raise TelltaleFailed("a record of the server does not authenticate") from None
-        if not inner:
-            raise TelltaleFailed("a record of the server has no content type")
-        return inner[-1], inner[:-1]
-
-
-@dataclass(frozen=True, slots=True)
-class _Records:
-    """Whole records from a socket."""
-
-    sock: socket.socket
-
-    def read(self) -> tuple[int, bytes]:
-        header = self._exactly(_HEADER_LENGTH)
-        try:
-            fields = read_header(memoryview(header), 0, MAX_CIPHERTEXT_TLS13)
-        except DissectError as error:
-            raise TelltaleFailed(f"the server does not speak TLS: {error}") from error
-        if fields is None:  # a header's worth of bytes is there
-            raise TelltaleFailed("the server does not speak TLS")
-        return fields[0], header + self._exactly(fields[2])
-
-    def _exactly(self, length: int) -> bytes:
-        data = bytearray()
-        while len(data) < length:
-            try:
-                piece = self.sock.recv(length - len(data))
-            except OSError as error:
-                raise TelltaleFailed(f"nothing came from the server: {error}") from error
-            if not piece:
-                raise TelltaleFailed("the server ended the connection")
-            data += piece
-        return bytes(data)
-
-
-class TelltaleConnection:
-    """An open session. `ephemeral_keys` are its private keys: of a hybrid both, ML-KEM first."""
-
-    def __init__(
-        self,
-        records: _Records,
-        reading: _Protection,
-        writing: _Protection,
-        ephemeral_keys: tuple[EphemeralPrivateKey, ...],
-    ) -> None:
-        self._records = records
-        self._reading = reading
-        self._writing = writing
-        self._rest = b""
-        self._ended = False
-        self.ephemeral_keys = ephemeral_keys
-
-    def recv(self, maximum_bytes: int = MAX_PLAINTEXT) -> bytes:
-        """Give at least one byte, or none at the server's close_notify; raises TelltaleFailed."""
-        while not self._rest and not self._ended:
-            content_type, record = self._records.read()
-            if content_type != ContentType.APPLICATION_DATA:
-                raise TelltaleFailed("a record of the server is not protected")
-            content_type, content = self._reading.open(record)
-            if content_type == ContentType.APPLICATION_DATA:
-                self._rest = content
-            elif content_type == ContentType.ALERT and content == _CLOSE_NOTIFY:
-                self._ended = True
-            elif content_type != ContentType.HANDSHAKE or (
-                content[:1] != bytes((HandshakeType.NEW_SESSION_TICKET,))
-            ):
-                raise TelltaleFailed("the server sent an alert or asked for what this cannot do")
-        data, self._rest = self._rest[:maximum_bytes], self._rest[maximum_bytes:]
-        return data
-
-    def sendall(self, data: bytes) -> None:
-        """Send all of `data`; raises TelltaleFailed."""
-        pieces = (data[at : at + MAX_PLAINTEXT] for at in range(0, len(data), MAX_PLAINTEXT))
-        sealed = b"".join(self._writing.seal(ContentType.APPLICATION_DATA, p) for p in pieces)
-        try:
-            self._records.sock.sendall(sealed)
-        except OSError as error:
-            raise TelltaleFailed(f"could not send: {error}") from error
-
-    def close(self) -> None:
-        """Send close_notify and close; what still comes is dropped, lest we reset the other end."""
-        sock = self._records.sock
-        with contextlib.suppress(OSError):
-            sock.sendall(self._writing.seal(ContentType.ALERT, _CLOSE_NOTIFY))
-            sock.shutdown(socket.SHUT_WR)
-            sock.settimeout(_LINGER_SECONDS)
-            while sock.recv(MAX_PLAINTEXT):
-                pass
-        sock.close()
 
 
 @contextlib.contextmanager
@@ -207,7 +83,7 @@ def telltale_connect(
     """
     if not ipaddress.ip_address(address[0]).is_loopback:
         raise TelltaleFailed("this client gives its keys away: it connects to loopback only")
-    keys = ephemeral_keys or _generate(GROUPS[group])
+    keys = ephemeral_keys or generate(GROUPS[group])
     try:
         sock = socket.create_connection(address, timeout_seconds)
     except OSError as error:
@@ -215,7 +91,7 @@ def telltale_connect(
     with sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            connection = _Handshake(_Records(sock), GROUPS[group], keys, server_name).run(ca_pem)
+            connection = _Handshake(Records(sock), GROUPS[group], keys, server_name).run(ca_pem)
         except (DissectError, NoSharedSecret, WeakSessionFailed, OSError, ValueError) as error:
             raise TelltaleFailed(f"no session came about: {error}") from error
         try:
@@ -224,53 +100,25 @@ def telltale_connect(
             connection.close()
 
 
-def _generate(group: NamedGroup) -> tuple[EphemeralPrivateKey, ...]:
-    if group is NamedGroup.SECP256R1:
-        return (ec.generate_private_key(ec.SECP256R1()),)
-    if group is NamedGroup.X25519:
-        return (x25519.X25519PrivateKey.generate(),)
-    return mlkem.MLKEM768PrivateKey.generate(), x25519.X25519PrivateKey.generate()
-
-
-def _public(key: EphemeralPrivateKey) -> bytes:
-    if isinstance(key, ec.EllipticCurvePrivateKey):
-        return key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-    if isinstance(key, x25519.X25519PrivateKey | mlkem.MLKEM768PrivateKey):
-        return key.public_key().public_bytes_raw()
-    raise TelltaleFailed("a key of another kind cannot be used again")
-
-
-def _vector(length_bytes: int, content: bytes) -> bytes:
-    return len(content).to_bytes(length_bytes, "big") + content
-
-
-def _numbers(*values: int) -> bytes:
-    return b"".join(value.to_bytes(2, "big") for value in values)
-
-
-def _extension(kind: ExtensionType, content: bytes) -> bytes:
-    return _numbers(kind) + _vector(2, content)
-
-
 def _client_hello(group: NamedGroup, share: bytes, server_name: str) -> bytes:
     """Write a ClientHello (RFC 9846 section 4.2.2)."""
-    name = b"\0" + _vector(2, server_name.encode("ascii"))
+    name = b"\0" + vector(2, server_name.encode("ascii"))
     block = (
-        _extension(ExtensionType.SERVER_NAME, _vector(2, name)),
-        _extension(ExtensionType.SUPPORTED_VERSIONS, _vector(1, _TLS13)),
-        _extension(ExtensionType.SUPPORTED_GROUPS, _vector(2, _numbers(group))),
-        _extension(ExtensionType.SIGNATURE_ALGORITHMS, _vector(2, _numbers(*_SCHEMES))),
-        _extension(ExtensionType.KEY_SHARE, _vector(2, _numbers(group) + _vector(2, share))),
+        extension(ExtensionType.SERVER_NAME, vector(2, name)),
+        extension(ExtensionType.SUPPORTED_VERSIONS, vector(1, TLS13)),
+        extension(ExtensionType.SUPPORTED_GROUPS, vector(2, numbers(group))),
+        extension(ExtensionType.SIGNATURE_ALGORITHMS, vector(2, numbers(*SCHEMES))),
+        extension(ExtensionType.KEY_SHARE, vector(2, numbers(group) + vector(2, share))),
     )
     body = (
-        _TLS12
+        TLS12
         + os.urandom(32)
-        + _vector(1, b"")
-        + _vector(2, _numbers(*_SUITES))
-        + _vector(1, b"\0")
-        + _vector(2, b"".join(block))
+        + vector(1, b"")
+        + vector(2, numbers(*SUITES))
+        + vector(1, b"\0")
+        + vector(2, b"".join(block))
     )
-    return bytes((HandshakeType.CLIENT_HELLO,)) + _vector(3, body)
+    return message_of(HandshakeType.CLIENT_HELLO, body)
 
 
 class _Handshake:
@@ -278,7 +126,7 @@ class _Handshake:
 
     def __init__(
         self,
-        records: _Records,
+        records: Records,
         group: NamedGroup,
         keys: tuple[EphemeralPrivateKey, ...],
         server_name: str,
@@ -287,26 +135,27 @@ class _Handshake:
         self._group = group
         self._keys = keys
         self._server_name = server_name
-        self._share = b"".join(map(_public, keys))
+        self._share = b"".join(map(public_value, keys))
         self._messages: list[bytes] = []
         self._hash = "sha256"
 
     def run(self, ca_pem: bytes) -> TelltaleConnection:
         hello = _client_hello(self._group, self._share, self._server_name)
         self._messages.append(hello)
-        self._records.sock.sendall(b"\x16\x03\x01" + _vector(2, hello))
+        self._records.sock.sendall(plain_record(ContentType.HANDSHAKE, hello, b"\x03\x01"))
         suite, handshake = self._server_hello()
         client, server = (
             self._derive(handshake, label) for label in (b"c hs traffic", b"s hs traffic")
         )
-        reading = _Protection(suite, server)
+        reading = TLS13Protection(suite, server)
         self._server_flight(reading, server, ca_pem)
         main = ks.main_secret(self._hash, handshake)
         after = [self._derive(main, label) for label in (b"c ap traffic", b"s ap traffic")]
         verify_data = ks.verify_data(self._hash, client, self._transcript())
-        finished = bytes((HandshakeType.FINISHED,)) + _vector(3, verify_data)
-        self._records.sock.sendall(_Protection(suite, client).seal(22, finished))
-        writing, reading = (_Protection(suite, secret) for secret in after)
+        finished = message_of(HandshakeType.FINISHED, verify_data)
+        sealed = TLS13Protection(suite, client).seal(ContentType.HANDSHAKE, finished)
+        self._records.sock.sendall(sealed)
+        writing, reading = (TLS13Protection(suite, secret) for secret in after)
         return TelltaleConnection(self._records, reading, writing, self._keys)
 
     def _transcript(self) -> bytes:
@@ -320,14 +169,14 @@ class _Handshake:
         content_type, record = self._records.read()
         if content_type != ContentType.HANDSHAKE:
             raise TelltaleFailed("the server refused the ClientHello")
-        message = record[_HEADER_LENGTH:]
+        message = record[HEADER_LENGTH:]
         hello = hs.parse_server_hello(message)
         share = hello.key_share
         if hello.is_hello_retry_request or share is None or share.group != self._group:
             raise TelltaleFailed("the server wants another key exchange than the one offered")
-        if hello.cipher_suite not in _SUITES:
+        if hello.cipher_suite not in SUITES:
             raise TelltaleFailed("the server chose a suite that was not offered")
-        self._hash = _SUITES[hello.cipher_suite][0]
+        self._hash = SUITES[hello.cipher_suite][0]
         self._messages.append(message)
         secret = shared_secret(
             EphemeralKeys(self._keys), self._group, self._share, share.key_exchange
@@ -335,32 +184,20 @@ class _Handshake:
         early = ks.early_secret(self._hash)
         return hello.cipher_suite, ks.handshake_secret(self._hash, early, secret)
 
-    def _server_flight(self, reading: _Protection, secret: bytes, ca_pem: bytes) -> None:
+    def _server_flight(self, reading: TLS13Protection, secret: bytes, ca_pem: bytes) -> None:
         """Take EncryptedExtensions to Finished, and check who sent them."""
-        expected = [
+        chain: list[x509.Certificate] = []
+        for due in (
             HandshakeType.ENCRYPTED_EXTENSIONS,
             HandshakeType.CERTIFICATE,
             HandshakeType.CERTIFICATE_VERIFY,
             HandshakeType.FINISHED,
-        ]
-        assembler = hs.MessageAssembler()
-        chain: list[x509.Certificate] = []
-        for _ in range(_MAX_FLIGHT_RECORDS):
-            content_type, record = self._records.read()
-            if content_type == ContentType.CHANGE_CIPHER_SPEC:  # middlebox compatibility
-                continue
-            content_type, content = reading.open(record)
-            if content_type != ContentType.HANDSHAKE:
-                raise TelltaleFailed("the server ended the handshake with an alert")
-            assembler.feed(content)
-            while (message := assembler.next_message()) is not None:
-                if not expected or message[0] != expected.pop(0):
-                    raise TelltaleFailed("a message of the server is not the one that is due")
-                self._check(message, chain, secret, ca_pem)
-                self._messages.append(message)
-            if not expected:
-                return
-        raise TelltaleFailed("the server's handshake does not end")
+        ):
+            message = self._records.read_message(reading)
+            if message[0] != due:
+                raise TelltaleFailed("a message of the server is not the one that is due")
+            self._check(message, chain, secret, ca_pem)
+            self._messages.append(message)
 
     def _check(
         self, message: bytes, chain: list[x509.Certificate], secret: bytes, ca_pem: bytes
@@ -380,9 +217,9 @@ class _Handshake:
     def _require_signature(self, message: bytes, leaf: x509.Certificate) -> None:
         scheme, signature = hs.certificate_verify(message)
         key = leaf.public_key()
-        if not isinstance(key, ec.EllipticCurvePublicKey) or scheme not in _SCHEMES:
+        if not isinstance(key, ec.EllipticCurvePublicKey) or scheme not in SCHEMES:
             raise TelltaleFailed("the server signs with another algorithm than ECDSA")
         try:
-            key.verify(signature, _SIGNED + self._transcript(), ec.ECDSA(_SCHEMES[scheme]))
+            key.verify(signature, SERVER_SIGNED + self._transcript(), ec.ECDSA(SCHEMES[scheme]))
         except InvalidSignature:
             raise TelltaleFailed("the server's CertificateVerify is not right") from None

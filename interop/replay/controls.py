@@ -14,9 +14,10 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
+from interop.live_servers import PlainListener
 from interop.peers.early_data import early_data_context, serve_early_data
 from interop.replay.application import CountingApplication
-from interop.replay.servers import CountingServer, PlainListener, threaded_server
+from interop.replay.servers import CountingServer, threaded_server
 from interop.wire.record import RecordSplitter
 from interop.wire.registry import ContentType
 

@@ -7,7 +7,6 @@ which on TLS 1.3 is the only place where the alerts that it sent can be read.
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
 from functools import partial
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CountingServer",
-    "PlainListener",
     "asyncio_server",
     "blocking_server",
     "describe_end",
@@ -107,28 +105,6 @@ class CountingServer:
             if not over:
                 raise InteropError("a connection to the server did not end in time")
         return reactions
-
-
-class PlainListener:
-    """A listening socket on loopback that `close` wakes."""
-
-    def __init__(self) -> None:
-        self._socket = socket.create_server(_LOOPBACK)
-
-    def accept(self) -> tuple[socket.socket, object]:
-        """Wait for a connection and return it."""
-        return self._socket.accept()
-
-    def close(self) -> None:
-        """Accept no more."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # on Linux this wakes the accept
-        self._socket.close()
-
-    def getsockname(self) -> tuple[str, int]:
-        """Return the address listened on."""
-        host, port = self._socket.getsockname()
-        return str(host), int(port)
 
 
 def threaded_server(

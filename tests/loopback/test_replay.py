@@ -12,6 +12,7 @@ import pytest
 
 import transport
 from interop.identity import Identity, issue_identity
+from interop.live_servers import PlainListener
 from interop.peers.early_data import EarlyDataClient, early_data_context, serve_early_data
 from interop.peers.hostile import reset
 from interop.progress import SilentProgress
@@ -26,7 +27,7 @@ from interop.replay.interference import Action, Interference, Interferer, Step
 from interop.replay.middle import Middle, deliver
 from interop.replay.model import Outcome, Verdict
 from interop.replay.runner import attack, judge_run, run_replays
-from interop.replay.servers import CountingServer, PlainListener, blocking_server, threaded_server
+from interop.replay.servers import CountingServer, blocking_server, threaded_server
 from interop.replay.targets import (
     Target,
     control_targets,
