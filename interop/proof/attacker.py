@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from interop.capture.streams import Connection, StreamEvent
+    from interop.wire.facts import SessionFacts
     from interop.wire.key_log import KeyLog
     from interop.wire.material import Secret
 
@@ -84,7 +85,8 @@ class Attacker:
     What stays closed is a result with a reason, whatever was stolen and whatever was recorded: no
     method raises for that. `connections` counts TCP connections with data, TLS or not. With
     `settled`, each result goes there as soon as its session has ended, in no order, and `finish`
-    returns none.
+    returns none. `learned` is what opening other captures told, and is added to; `inspect` is given
+    all facts of each session that ended.
     """
 
     def __init__(
@@ -92,10 +94,14 @@ class Attacker:
         stolen: KeyMaterial | Secret,
         sink: PlaintextSink = discard,
         settled: Callable[[SessionResult], None] | None = None,
+        *,
+        learned: LearnedSecrets | None = None,
+        inspect: Callable[[SessionFacts], None] | None = None,
     ) -> None:
         keys = stolen if isinstance(stolen, KeyMaterial) else KeyMaterial.of(stolen)
         self._keys = replace(keys, key_log=keys.key_log.copy())  # which `add_key_log` adds to
-        self._learned = LearnedSecrets()
+        self._learned = LearnedSecrets() if learned is None else learned
+        self._inspect = inspect
         self._sink = sink
         self._targets: dict[Connection, _Target] = {}
         self._results: list[SessionResult] = []
@@ -143,19 +149,23 @@ class Attacker:
         return target
 
     def _settle(self, connection: Connection) -> None:
-        result = self._targets.pop(connection).result()
-        if result is not None:
-            self._settled(result)
+        target = self._targets.pop(connection)
+        result = target.result()
+        if result is None:
+            return
+        if self._inspect is not None:
+            self._inspect(target.session)
+        self._settled(result)
 
 
 class _Target:
     """One connection under attack."""
 
-    __slots__ = ("_connection", "_open_directions", "_oriented", "_session", "_sink", "_swapped")
+    __slots__ = ("_connection", "_open_directions", "_oriented", "_sink", "_swapped", "session")
 
     def __init__(self, connection: Connection, session: TLSSession, sink: PlaintextSink) -> None:
         self._connection = connection
-        self._session = session
+        self.session = session
         self._sink = sink
         self._oriented = connection.client_known
         self._swapped = False
@@ -165,11 +175,11 @@ class _Target:
         """Take bytes of one direction."""
         if not self._oriented:
             self._orient(direction, data)
-        self._deliver(self._session.feed(self._true(direction), data))
+        self._deliver(self.session.feed(self._true(direction), data))
 
     def gap(self, direction: Direction) -> None:
         """Note that bytes of one direction are not in the capture."""
-        self._deliver(self._session.gap(self._true(direction)))
+        self._deliver(self.session.gap(self._true(direction)))
 
     def close(self) -> bool:
         """Note that one direction ended; say whether both have."""
@@ -178,7 +188,7 @@ class _Target:
 
     def result(self) -> SessionResult | None:
         """Return what came of the session; None where there was no TLS."""
-        session = self._session
+        session = self.session
         self._deliver(session.finish())
         if session.not_tls or session.client_random is None is session.server_random:
             return None

@@ -144,10 +144,12 @@ class TLS12Engine(Engine):
             self._learn(handshake, candidate.secret)
 
     def _learn(self, handshake: Handshake, main_secret: bytes) -> None:
-        """Remember a proven main secret under all that a later session may resume it by."""
+        """Remember a proven main secret under all that other sessions share it by."""
         if handshake.server_hello is not None:
             self._learned.learn_session_id(handshake.server_hello.session_id, main_secret)
         self._learned.learn_ticket(handshake.issued_ticket or b"", main_secret)
+        if handshake.resumed:
+            self._learned.learn_ticket(handshake.shown_ticket, main_secret)
 
     def _wrong_secret_reason(self, side: _Side) -> str:
         sources = {candidate.source for candidate, _ in side.openers}

@@ -9,7 +9,7 @@ Which secrets help is decided by how the handshake came to its main secret:
   under the server's ticket key, or was learned when the original was recovered.
 * In every case a ticket that the handshake *issues* holds its main secret too (RFC 5077 section
   3.3), and crosses the wire before anything is encrypted: a ticket key opens that session as well,
-  however it exchanged its keys.
+  however it exchanged its keys. So does a session that resumes by that ticket, once it is opened.
 
 RSA needs care. With implicit rejection, decrypting with the *wrong* private key gives no error but
 a random premaster secret. So everything found here is a `Candidate` only, and it is the first
@@ -155,15 +155,16 @@ def find_main_secrets(
     if handshake.resumed is None or exchange is None:
         return None
     issued = handshake.issued_ticket
-    if keys.ticket_keys and issued is None and more_may_come:
+    if (keys.ticket_keys or len(learned)) and issued is None and more_may_come:
         return None
     candidates = _of_tickets(keys, issued or b"")
+    resumed_since = _of_other_sessions(learned.of_ticket(issued or b""))
     try:
         candidates += _of_exchange(keys, handshake, suite, exchange)
     except NoMainSecret:
-        if not candidates:
+        if not candidates and not resumed_since:
             raise
-    return candidates
+    return candidates + resumed_since
 
 
 def _of_tickets(keys: KeyMaterial, *tickets: bytes) -> list[Candidate]:
@@ -177,16 +178,22 @@ def _of_tickets(keys: KeyMaterial, *tickets: bytes) -> list[Candidate]:
     ]
 
 
+def _of_other_sessions(*secrets: bytes | None) -> list[Candidate]:
+    return [
+        Candidate(SecretSource.EARLIER_SESSION, secret)
+        for secret in secrets
+        if secret is not None and len(secret) == _PREMASTER_LENGTH
+    ]
+
+
 def _of_resumption(
     keys: KeyMaterial, learned: LearnedSecrets, handshake: Handshake, hello: ServerHello
 ) -> list[Candidate]:
     shown = handshake.shown_ticket
     candidates = _of_tickets(keys, shown, handshake.issued_ticket or b"")
-    candidates += [
-        Candidate(SecretSource.EARLIER_SESSION, secret)
-        for secret in (learned.of_ticket(shown), learned.of_session_id(hello.session_id))
-        if secret is not None and len(secret) == _PREMASTER_LENGTH
-    ]
+    candidates += _of_other_sessions(
+        learned.of_ticket(shown), learned.of_session_id(hello.session_id)
+    )
     if not candidates:
         raise NoMainSecret(_resumption_reason(keys, shown))
     return candidates

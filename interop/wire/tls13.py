@@ -448,6 +448,8 @@ class TLS13Engine(Engine):
             transcript=transcript.digest(),
         )
         self._derived_from = derived.source
+        if derived.pre_shared_key is not None:
+            self._facts.secrets["pre_shared_key"] = derived.pre_shared_key
         if derived.handshake_secret is not None:
             self._transcript = transcript
             self._handshake_secret = derived.handshake_secret

@@ -81,12 +81,16 @@ class EarlySecret(NamedTuple):
 
 
 class HandshakeSecrets(NamedTuple):
-    """Derived handshake secrets, or the reason why there are none."""
+    """Derived handshake secrets, or the reason why there are none.
+
+    `pre_shared_key` is the one that the binder proves, if it was found.
+    """
 
     handshake_secret: bytes | None
     source: SecretSource | None
     traffic_secrets: Mapping[Direction, bytes]
     reason: str
+    pre_shared_key: bytes | None = None
 
     def __repr__(self) -> str:
         return f"HandshakeSecrets({self.source.value if self.source else self.reason})"
@@ -211,10 +215,11 @@ def find_handshake_secrets(
             group = name_of(NamedGroup, server_hello.key_share.group)
             exchange = f"ECDHE with {group}"
             if known is not None:
-                return _no_secrets(
+                reason = (
                     f"{exchange}: the pre-shared key is known, but {why}, and a psk_dhe_ke session "
                     "needs both"
                 )
+                return HandshakeSecrets(None, None, {}, reason, known.key)
             return _no_secrets(no_key_reason(keys, exchange, hello.random, tried=str(why)))
         source = SecretSource.EPHEMERAL_KEY
         if known is not None:
@@ -229,7 +234,7 @@ def find_handshake_secrets(
         Direction.CLIENT_TO_SERVER: derive_secret(hash_name, secret, b"c hs traffic", transcript),
         Direction.SERVER_TO_CLIENT: derive_secret(hash_name, secret, b"s hs traffic", transcript),
     }
-    return HandshakeSecrets(secret, source, traffic, "")
+    return HandshakeSecrets(secret, source, traffic, "", key)
 
 
 def _resumption_reason(keys: KeyMaterial, hello: ClientHello, server_hello: ServerHello) -> str:

@@ -66,6 +66,16 @@ def test_a_resumed_session_opens_by_what_opened_the_original(options: int, theft
     assert_closed(second, other, "the main secret is an earlier session's", learned)
 
 
+def test_a_session_that_issued_a_ticket_opens_by_the_one_that_resumed_it() -> None:
+    """They have one main secret, and the ticket names it in both recordings."""
+    first, second = resumed(SSL.TLS1_2_VERSION, 0, None)
+    keys = KeyMaterial(key_log=second.key_log)
+    learned = LearnedSecrets()
+    assert_closed(first, keys, "no key log line for this client_random", learned)
+    assert_opened(second, keys, "key log", learned)
+    assert_opened(first, KeyMaterial(), "earlier session", learned)
+
+
 def test_what_was_learned_of_the_wrong_session_opens_nothing() -> None:
     _, second = resumed(SSL.TLS1_2_VERSION, SSL.OP_NO_TICKET, STATIC_RSA)
     session_id = second.stream(CLIENT)[44:76]
