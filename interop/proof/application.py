@@ -33,6 +33,7 @@ __all__ = [
     "content_digest",
     "payload_in",
     "request_bytes",
+    "require_acknowledged",
     "send_payload",
 ]
 
@@ -112,6 +113,11 @@ def send_payload(connection: ByteStream, payload: bytes, *, host: str) -> None:
     Raises `UploadError` when the answer is anything but 201 with the payload's own digest.
     """
     connection.sendall(request_bytes(payload, host=host))
+    require_acknowledged(connection, payload)
+
+
+def require_acknowledged(connection: ByteStream, payload: bytes) -> None:
+    """See `payload` acknowledged that was sent as `request_bytes`; raises `UploadError`."""
     _require_acknowledged(_response_chunks(connection), payload)
 
 

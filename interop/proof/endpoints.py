@@ -17,8 +17,9 @@ from interop.live_servers import DEADLINE_SECONDS, AsyncioServer, ThreadedServer
 from transport import KeyLogBuffer, TLSSocket
 
 if TYPE_CHECKING:
-    from certs.credential import Credential
+    from certs.credential import Credential, TrustAnchors
     from interop.proof.application import Application
+    from transport import SecurityPolicy
 
 __all__ = ["AsyncioEndpoint", "BlockingEndpoint", "Endpoint"]
 
@@ -37,12 +38,21 @@ class Endpoint(Protocol):
 class BlockingEndpoint(ThreadedServer[TLSSocket]):
     """The blocking engine: one thread accepts, one thread a connection serves."""
 
-    def __init__(self, credential: Credential, application: Application) -> None:
+    def __init__(
+        self,
+        credential: Credential,
+        application: Application,
+        *,
+        policy: SecurityPolicy = transport.DEFAULT_POLICY,
+        client_anchors: TrustAnchors | None = None,
+    ) -> None:
         self.application = application
         self.key_log = KeyLogBuffer()
         listener = transport.wrap_listener(
             socket.create_server(("127.0.0.1", 0)),
             credential=credential,
+            policy=policy,
+            client_anchors=client_anchors,
             key_log=self.key_log,
             handshake_timeout_seconds=DEADLINE_SECONDS,
         )

@@ -14,10 +14,14 @@ __all__ = [
     "STOLEN",
     "capture_of",
     "classical_key_of",
+    "client_key_of",
+    "exporter_secret_of",
     "fingerprints_of",
     "key_log_of",
     "ml_kem_key_of",
+    "pre_shared_keys_of",
     "server_key_of",
+    "ticket_key_of",
 ]
 
 REPORT_JSON = "report.json"
@@ -54,6 +58,26 @@ def classical_key_of(key: str) -> str:
 def ml_kem_key_of(key: str) -> str:
     """Return the ML-KEM half of a hybrid's private keys."""
     return f"{STOLEN}/{key}.ephemeral-ml-kem.pem"
+
+
+def client_key_of(key: str) -> str:
+    """Return the private key of a client's certificate."""
+    return f"{STOLEN}/{key}.client-key.pem"
+
+
+def ticket_key_of(key: str) -> str:
+    """Return the key of a server's tickets, 80 octets."""
+    return f"{STOLEN}/{key}.ticket-key"
+
+
+def pre_shared_keys_of(session: str) -> str:
+    """Return what a client kept of the tickets of a session, as OpenSSL stores it."""
+    return f"{STOLEN}/{session}.psk.pem"
+
+
+def exporter_secret_of(session: str) -> str:
+    """Return the exporter secret of a session, as a key log of one line."""
+    return f"{STOLEN}/{session}.exporter{KEY_LOG_SUFFIX}"
 
 
 def fingerprints_of(kind: str) -> str:

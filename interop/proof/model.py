@@ -7,7 +7,8 @@ controls among them. A run whose controls did not open is never *proved*.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections import Counter
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 
@@ -18,10 +19,11 @@ from interop.proof.circumstances import Machine, NotTested  # noqa: TC001 - msgs
 from interop.proof.opinions import SecondOpinion  # noqa: TC001 - the same
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = [
     "CA_KEYS",
+    "CLIENT_KEY",
     "FORMAT",
     "HARVEST",
     "HARVEST_ML_KEM",
@@ -29,6 +31,7 @@ __all__ = [
     "LONG_TERM_THEFTS",
     "SERVER_KEY",
     "Cell",
+    "KeyExchange",
     "Replay",
     "Report",
     "Session",
@@ -38,9 +41,12 @@ __all__ = [
     "Verdict",
     "contradiction",
     "ephemeral_key_of",
+    "exporter_secret_of",
     "failures",
+    "pre_shared_keys_of",
     "read_report",
     "secrets_of",
+    "ticket_key_of",
     "verdict_of",
 ]
 
@@ -49,7 +55,12 @@ FORMAT: Literal["pfs-report/1"] = "pfs-report/1"
 Observation = Literal["closed", "opened"]
 Verdict = Literal["proved", "refuted"]
 
+KeyExchange: TypeAlias = Literal[
+    "(EC)DHE", "static RSA", "psk_dhe_ke", "psk_ke", "0-RTT", "resumed"
+]
+
 SERVER_KEY = "server-key"
+CLIENT_KEY = "client-key"
 KEY_STORE = "key-store"
 CA_KEYS = "ca-keys"
 HARVEST = "harvest"
@@ -67,11 +78,29 @@ def ephemeral_key_of(key: str) -> str:
     return f"ephemeral-key:{key}"
 
 
+def ticket_key_of(key: str) -> str:
+    """Return the name of the theft of a server's ticket key."""
+    return f"ticket-key:{key}"
+
+
+def pre_shared_keys_of(session: str) -> str:
+    """Return the name of the theft of the pre-shared keys that one session's tickets stand for."""
+    return f"pre-shared-key:{session}"
+
+
+def exporter_secret_of(session: str) -> str:
+    """Return the name of the theft of one session's exporter secret."""
+    return f"exporter-secret:{session}"
+
+
 class Session(msgspec.Struct, frozen=True, kw_only=True):
     """One recorded session, as its capture shows it.
 
-    `ephemeral_key` names the stolen private key of its key exchange; empty where its client told
-    nobody, as clients should. Two sessions that name the same one used it twice.
+    `forward_secret` is False too where tickets or 0-RTT data give away what the key exchange would
+    protect. The rest names what was stolen of it, each empty where nothing was: `ephemeral_key` the
+    private key of its key exchange (two sessions that name the same one used it twice), `resumes`
+    the session whose ticket it resumed by, `ticket_key` the key that its server's tickets are
+    under, `client_key` the key of the client's certificate.
     """
 
     name: str
@@ -83,15 +112,47 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     group: str | None
     forward_secret: bool
     encrypted_bytes: int
+    resumed: bool = False
+    early_data: bool = False
     ephemeral_key: str = ""
+    resumes: str = ""
+    ticket_key: str = ""
+    client_key: str = ""
+
+    @property
+    def key_exchange(self) -> KeyExchange:
+        """How it came to the keys of its application data."""
+        if not self.resumed:
+            return "static RSA" if self.group is None else "(EC)DHE"
+        if self.version != "TLS 1.3":
+            return "resumed"
+        if self.early_data:
+            return "0-RTT"
+        return "psk_ke" if self.group is None else "psk_dhe_ke"
+
+    @property
+    def negotiated(self) -> str:
+        """Version, group and how the keys came about, in a few words."""
+        ways = (self.group, "" if self.key_exchange == "(EC)DHE" else self.key_exchange)
+        return f"{self.version} {', '.join(way for way in ways if way)}"
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether neither end told any of its keys: nothing is stolen but what every server has."""
+        return not self.ephemeral_key and not self.ticket_key
 
 
 class Theft(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that is stolen, and what of it lies in the evidence directory."""
+    """One thing that is stolen, and what of it lies in the evidence directory.
+
+    `shown` says, of a theft that should open nothing, how the recordings show that it is what it
+    says; empty where they do not.
+    """
 
     name: str
     title: str
     files: tuple[str, ...]
+    shown: str = ""
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,7 +160,9 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
     `control` marks the cells that are there to be opened: they show that the attacker, given a
     secret of this kind, does open what theory says it opens. `recovered_bytes` counts octets of
-    the payload; `whole` says that they are the payload, byte for byte.
+    the payload; `whole` says that they are the payload, byte for byte. `reply_bytes` counts octets
+    of application data recovered from the server's side, and `part` names what theory has open
+    where that is not all: then the reply must stay closed.
     """
 
     session: str
@@ -111,6 +174,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     whole: bool
     reason: str
     basis: str
+    reply_bytes: int = 0
+    part: Literal["", "0-RTT data"] = ""
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):
@@ -216,26 +281,56 @@ def _is_ours(session: Session) -> bool:
     return session.server.startswith(_OUR_SERVERS)
 
 
-# What must be among the recorded forward-secret sessions: (version, group or any).
-_REQUIRED = (("TLS 1.2", None), ("TLS 1.3", "x25519"), ("TLS 1.3", "X25519MLKEM768"))
+# What must be among the recorded sessions.
+_REQUIRED: tuple[tuple[str, Callable[[Session], bool]], ...] = (
+    ("TLS 1.2 ECDHE", lambda s: _is_plain(s) and s.version == "TLS 1.2"),
+    ("TLS 1.3 x25519", lambda s: _is_plain(s) and (s.version, s.group) == ("TLS 1.3", "x25519")),
+    ("TLS 1.3 X25519MLKEM768", lambda s: _is_plain(s) and s.group == "X25519MLKEM768"),
+    ("mutual TLS", lambda s: bool(s.client_key) and s.key_exchange == "(EC)DHE"),
+    ("resumed TLS 1.3", lambda s: s.is_ordinary and s.key_exchange == "psk_dhe_ke"),
+    ("static RSA", lambda s: s.key_exchange == "static RSA"),
+    *(
+        (
+            f"{version} {exchange} with a known ticket key",
+            lambda s, version=version, exchange=exchange: (
+                bool(s.ticket_key) and (s.version, s.key_exchange) == (version, exchange)
+            ),
+        )
+        for version, exchange in (
+            ("TLS 1.2", "(EC)DHE"),
+            ("TLS 1.2", "resumed"),
+            ("TLS 1.3", "(EC)DHE"),
+            ("TLS 1.3", "psk_dhe_ke"),
+            ("TLS 1.3", "psk_ke"),
+            ("TLS 1.3", "0-RTT"),
+        )
+    ),
+)
+_REUSED_KEYS = 2  # one by a client in two sessions, one by a server
+
+
+def _is_plain(session: Session) -> bool:
+    """Say whether it is a full handshake of our own client, with nothing special to steal."""
+    ordinary = session.is_ordinary and session.key_exchange == "(EC)DHE"
+    return ordinary and session.client == "pfs" and not session.client_key
 
 
 def _session_failures(sessions: tuple[Session, ...]) -> Iterator[str]:
-    for version, group in _REQUIRED:
-        if not any(
-            session.forward_secret and session.version == version and group in (None, session.group)
-            for session in sessions
-        ):
-            wanted = f"{version} ECDHE" if group is None else f"{version} {group}"
+    for wanted, fits in _REQUIRED:
+        if not any(map(fits, sessions)):
             yield f"no {wanted} session was recorded"
-    if all(session.forward_secret for session in sessions):
-        yield "no weak session was recorded, so nothing shows that the attacker can open one"
+    used = Counter(session.ephemeral_key for session in sessions if session.ephemeral_key)
+    if sum(times > 1 for times in used.values()) < _REUSED_KEYS:
+        yield "no client and no server used an ephemeral key twice"
+    names = {session.name for session in sessions}
     for session in sessions:
         if not session.encrypted_bytes:
             yield f"{session.name}: the capture holds no encrypted application data"
         # What long-term keys open is a control only where the server is meant to be weak.
         if _is_ours(session) and not session.forward_secret:
             yield f"{session.name}: a server of ours without forward secrecy ({session.suite})"
+        if session.resumed != bool(session.resumes) or session.resumes not in {"", *names}:
+            yield f"{session.name}: nothing tells which session it resumed"
 
 
 def _cell_failures(sessions: tuple[Session, ...], cells: tuple[Cell, ...]) -> Iterator[str]:
@@ -260,6 +355,8 @@ def _cell_failures(sessions: tuple[Session, ...], cells: tuple[Cell, ...]) -> It
 
 # An ephemeral key of each of these groups must have opened its session.
 _OPENED_GROUPS = ("x25519", "secp256r1", "X25519MLKEM768")
+# Each has been stolen, whatever was recorded; those that hang on a session are added to them.
+_REQUIRED_THEFTS = {CA_KEYS, CLIENT_KEY, HARVEST, HARVEST_ML_KEM, *LONG_TERM_THEFTS}
 
 
 def _theft_failures(
@@ -267,8 +364,9 @@ def _theft_failures(
 ) -> Iterator[str]:
     """Check that each theft was tried on every session, and that it was the theft it says.
 
-    A theft shows that by opening a session whole. One that theory has open nothing, such as the
-    ML-KEM halves alone, shows it by its files: each lies also in a theft that did open one.
+    A theft shows that by opening a session whole. One that theory has open nothing shows it by its
+    files, each of which lies also in a theft that did open one, or by what the recordings tell of
+    it (`Theft.shown`).
     """
     tried = {(cell.session, cell.stolen) for cell in cells}
     opening = {cell.stolen for cell in cells if cell.control and cell.whole}
@@ -277,15 +375,34 @@ def _theft_failures(
         for session in sessions:
             if (session.name, theft.name) not in tried:
                 yield f"{session.name} with {theft.name} stolen was not tried"
-        if theft.name not in opening and not proven.issuperset(theft.files):
+        if not theft.files or not (
+            theft.shown or theft.name in opening or proven.issuperset(theft.files)
+        ):
             yield f"nothing shows that {theft.name} is what it says: it opened nothing"
     told = [session for session in sessions if session.ephemeral_key]
-    own = {ephemeral_key_of(session.ephemeral_key) for session in told}
-    for stolen in sorted({CA_KEYS, HARVEST, HARVEST_ML_KEM, *own} - {t.name for t in thefts}):
+    stolen_names = {theft.name for theft in thefts}
+    for stolen in sorted((_REQUIRED_THEFTS | _own_thefts(sessions)) - stolen_names):
         yield f"{stolen} was not stolen"
+    if stolen_names.isdisjoint(exporter_secret_of(session.name) for session in sessions):
+        yield "no exporter-secret of any session was stolen"
     if HARVEST not in opening:
         yield f"no session was opened by {HARVEST}"
     yield from _told_failures(told, cells)
+
+
+def _own_thefts(sessions: tuple[Session, ...]) -> set[str]:
+    """Name what must have been stolen because sessions say that they had it."""
+    return {
+        name
+        for session in sessions
+        for name, there in (
+            (ephemeral_key_of(session.ephemeral_key), session.ephemeral_key),
+            (ticket_key_of(session.ticket_key), session.ticket_key),
+            (pre_shared_keys_of(session.resumes), session.version == "TLS 1.3" and session.resumes),
+            (secrets_of(session.name), True),
+        )
+        if there
+    }
 
 
 def _told_failures(told: list[Session], cells: tuple[Cell, ...]) -> Iterator[str]:
@@ -307,6 +424,9 @@ def contradiction(cell: Cell) -> str:
         return "opened, but not byte for byte"
     if cell.observed == "closed" and cell.recovered_bytes:
         return "closed, yet bytes were recovered"
+    if cell.observed == "opened" and bool(cell.reply_bytes) is bool(cell.part):
+        what = f"more than {cell.part}" if cell.part else "the request alone"
+        return f"opened, and {what}"
     return ""
 
 

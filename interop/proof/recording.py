@@ -1,183 +1,210 @@
-"""The recorded sessions: which client speaks to which server, as data.
+"""Recording one session: its client, through a relay that writes the capture.
 
-`SCENARIOS` is the list. Each entry is recorded in a capture of its own, by a relay between client
-and server, while the server's key log yields that session's secrets. A client that is not
-installed here, or is too old for what an entry asks, is named with its reason and not counted.
+A `Recorder` holds what clients need, and what they keep from one session for the next: ephemeral
+keys, stored sessions, tickets. What a session leaves for a thief is a dictionary of files. A client
+that is not installed here, or is too old for what an entry asks, is named with its reason and not
+counted.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.asymmetric import mlkem
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import transport
 from interop.capture.recorder import RecordingRelay
+from interop.errors import InteropError
 from interop.identity import SERVER_NAME
 from interop.peers.curl import send_with_curl
+from interop.peers.early_data import EarlyDataClient
 from interop.peers.openssl import send_with_s_client
+from interop.peers.stored_sessions import TellingSessions
 from interop.peers.telltale import telltale_connect
 from interop.peers.weak import weak_connect
-from interop.proof.application import UploadError, content_digest, send_payload
+from interop.proof import layout
+from interop.proof.application import (
+    UploadError,
+    content_digest,
+    request_bytes,
+    require_acknowledged,
+    send_payload,
+)
+from interop.wire.groups import FiniteFieldPrivateKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from certs.credential import TrustAnchors
+    from certs.credential import Credential, TrustAnchors
+    from interop.peers.early_data import Ticket
     from interop.peers.endpoints import Address, ClientResult
-    from interop.peers.names import TLSVersion
+    from interop.proof.scenarios import ClientKind, Scenario
     from interop.wire.groups import EphemeralPrivateKey
 
-__all__ = ["SCENARIOS", "Scenario", "ServerKind", "record_session"]
+__all__ = ["Recorder", "ephemeral_key_files"]
 
 SESSION_DEADLINE_SECONDS = 60.0
-
-ServerKind = Literal["blocking", "asyncio", "weak"]
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """One session to record; `group` narrows what the client offers, None leaves its default."""
-
-    name: str
-    client: str
-    server: ServerKind
-    version: TLSVersion
-    group: str | None = None
-    required: bool = False
-    ephemeral_key: str = ""  # the name under which the client's private key is kept
+_RESUMING_POLICY = transport.get_policy("2026-11-tls13-resumption")
 
 
-def _telling(name: str, server: ServerKind, group: str, *, key: str = "") -> Scenario:
-    """Make a session whose client keeps its ephemeral key, or uses the one called `key` again."""
-    return Scenario(
-        name, "telltale", server, "1.3", group, required=True, ephemeral_key=key or name
-    )
+class Recorder:
+    """Records sessions that carry one payload; it serves one run, one session at a time.
 
-
-SCENARIOS = (
-    Scenario("tls12-ecdhe", "pfs", "blocking", "1.2", required=True),
-    Scenario("tls13-x25519", "pfs", "blocking", "1.3", "x25519", required=True),
-    Scenario("tls13-x25519mlkem768", "pfs", "asyncio", "1.3", "X25519MLKEM768", required=True),
-    _telling("told-x25519", "blocking", "x25519"),
-    _telling("told-x25519-again", "asyncio", "x25519", key="told-x25519"),  # a control
-    _telling("told-secp256r1", "asyncio", "secp256r1"),
-    _telling("told-x25519mlkem768", "blocking", "X25519MLKEM768"),
-    Scenario("s_client-tls12", "openssl s_client", "asyncio", "1.2"),
-    Scenario("s_client-tls13", "openssl s_client", "blocking", "1.3"),
-    Scenario("curl-tls13", "curl", "asyncio", "1.3"),
-    Scenario("control-static-rsa", "weak", "weak", "1.2", required=True),
-)
-
-
-@dataclass(frozen=True)
-class _Sending:
-    """What every client needs to know to send the payload."""
-
-    address: Address
-    payload: bytes
-    trust_anchors: TrustAnchors
-    trust_anchors_file: Path
-    ephemeral_keys: tuple[EphemeralPrivateKey, ...] = ()
-
-
-def record_session(
-    scenario: Scenario,
-    *,
-    server_address: tuple[str, int],
-    capture: Path,
-    payload: bytes,
-    trust_anchors: TrustAnchors,
-    trust_anchors_file: Path,
-    ephemeral_keys: tuple[EphemeralPrivateKey, ...] = (),
-) -> tuple[EphemeralPrivateKey, ...]:
-    """Run one scenario through a recording relay; the payload is known to have arrived.
-
-    Returns the private keys that the client told, which only one kind of client does; it takes
-    `ephemeral_keys` to use them again.
-
-    Raises `PeerUnavailable` where the client is missing or cannot do it, `UploadError` where the
-    payload was not acknowledged, and what the client itself raises.
+    `trust_anchors_file` holds the same anchors for programs. `client` is the credential of clients
+    that have to show one.
     """
-    with RecordingRelay(server_address, capture) as relay:
-        sending = _Sending(
-            relay.address, payload, trust_anchors, trust_anchors_file, ephemeral_keys
+
+    def __init__(
+        self,
+        payload: bytes,
+        *,
+        trust_anchors: TrustAnchors,
+        trust_anchors_file: Path,
+        client: Credential,
+    ) -> None:
+        self._payload = payload
+        self._trust_anchors = trust_anchors
+        self._trust_anchors_file = trust_anchors_file
+        self._client = client
+        self._ephemeral_keys: dict[str, tuple[EphemeralPrivateKey, ...]] = {}
+        self._sessions = TellingSessions()
+        self._tickets: dict[str, Ticket] = {}
+
+    def record(
+        self, scenario: Scenario, *, server_address: Address, capture: Path
+    ) -> dict[str, bytes]:
+        """Run one scenario through a recording relay; the payload is known to have arrived.
+
+        Returns the files, by their path in the evidence, that a thief finds at the client. Raises
+        `PeerUnavailable` where the client is missing or cannot do it, `UploadError` where the
+        payload was not acknowledged, and what the client itself raises.
+        """
+        with RecordingRelay(server_address, capture) as relay:
+            return _CLIENTS[scenario.client](self, scenario, relay.address)
+
+    def _send_as_pfs(self, scenario: Scenario, address: Address) -> dict[str, bytes]:
+        """Send the payload with our own blocking client."""
+        mutual = bool(scenario.client_key)
+        policy = _RESUMING_POLICY if mutual else transport.DEFAULT_POLICY
+        told = len(self._sessions.told)
+        with transport.connect(
+            address,
+            server_hostname=SERVER_NAME,
+            trust_anchors=self._trust_anchors,
+            policy=policy.narrowed(
+                versions=[transport.ProtocolVersion(f"TLS {scenario.version}")],
+                groups=None if scenario.group is None else [scenario.group],
+            ),
+            credential=self._client if mutual else None,
+            sessions=self._sessions if mutual else None,
+            timeout_seconds=SESSION_DEADLINE_SECONDS,
+        ) as connection:
+            _require_resumption(scenario, resumed=connection.negotiated.resumed)
+            send_payload(connection, self._payload, host=SERVER_NAME)
+        sessions = self._sessions.told[told:]
+        if scenario.resumes or not sessions:
+            return {}
+        return {layout.pre_shared_keys_of(scenario.name): sessions}
+
+    def _send_as_s_client(self, scenario: Scenario, address: Address) -> dict[str, bytes]:
+        return self._send_as_program(send_with_s_client, scenario, address)
+
+    def _send_as_curl(self, scenario: Scenario, address: Address) -> dict[str, bytes]:
+        return self._send_as_program(send_with_curl, scenario, address)
+
+    def _send_as_program(
+        self, send: Callable[..., ClientResult], scenario: Scenario, address: Address
+    ) -> dict[str, bytes]:
+        result = send(
+            address,
+            self._payload,
+            ca_file=self._trust_anchors_file,
+            server_name=SERVER_NAME,
+            version=scenario.version,
+            groups=None if scenario.group is None else (scenario.group,),
+            timeout_seconds=SESSION_DEADLINE_SECONDS,
         )
-        if scenario.client == "telltale":
-            return _send_telling(scenario, sending)
-        _CLIENTS[scenario.client](scenario, sending)
-    return ()
+        response = result.http()
+        if response.body != content_digest(self._payload):
+            raise UploadError(
+                f"{result.program.name} was not told that its payload arrived: "
+                f"status {response.status}, {result.stderr_tail or 'no message'}"
+            )
+        return {}
 
+    def _send_by_static_rsa(self, scenario: Scenario, address: Address) -> dict[str, bytes]:
+        del scenario  # there is only one thing this client can do
+        with weak_connect(address, self._trust_anchors.pem(), SERVER_NAME) as connection:
+            send_payload(connection, self._payload, host=SERVER_NAME)
+        return {}
 
-def _send_as_pfs(scenario: Scenario, sending: _Sending) -> None:
-    """Send the payload with our own blocking client."""
-    policy = transport.DEFAULT_POLICY.narrowed(
-        versions=[transport.ProtocolVersion(f"TLS {scenario.version}")],
-        groups=None if scenario.group is None else [scenario.group],
-    )
-    with transport.connect(
-        sending.address,
-        server_hostname=SERVER_NAME,
-        trust_anchors=sending.trust_anchors,
-        policy=policy,
-        timeout_seconds=SESSION_DEADLINE_SECONDS,
-    ) as connection:
-        send_payload(connection, sending.payload, host=SERVER_NAME)
+    def _send_telling(self, scenario: Scenario, address: Address) -> dict[str, bytes]:
+        """Send the payload with the client that keeps its ephemeral keys."""
+        with telltale_connect(
+            address,
+            self._trust_anchors.pem(),
+            SERVER_NAME,
+            group=scenario.group or "x25519",
+            ephemeral_keys=self._ephemeral_keys.get(scenario.ephemeral_key, ()),
+        ) as connection:
+            send_payload(connection, self._payload, host=SERVER_NAME)
+            keys = self._ephemeral_keys[scenario.ephemeral_key] = connection.ephemeral_keys
+        return ephemeral_key_files(scenario.ephemeral_key, keys)
 
-
-def _send_as_s_client(scenario: Scenario, sending: _Sending) -> None:
-    _require_acknowledged(_send_as_program(send_with_s_client, scenario, sending), sending)
-
-
-def _send_as_curl(scenario: Scenario, sending: _Sending) -> None:
-    _require_acknowledged(_send_as_program(send_with_curl, scenario, sending), sending)
-
-
-def _send_as_program(
-    send: Callable[..., ClientResult], scenario: Scenario, sending: _Sending
-) -> ClientResult:
-    return send(
-        sending.address,
-        sending.payload,
-        ca_file=sending.trust_anchors_file,
-        server_name=SERVER_NAME,
-        version=scenario.version,
-        groups=None if scenario.group is None else (scenario.group,),
-        timeout_seconds=SESSION_DEADLINE_SECONDS,
-    )
-
-
-def _require_acknowledged(result: ClientResult, sending: _Sending) -> None:
-    response = result.http()
-    if response.body != content_digest(sending.payload):
-        raise UploadError(
-            f"{result.program.name} was not told that its payload arrived: "
-            f"status {response.status}, {result.stderr_tail or 'no message'}"
+    def _send_with_tickets(self, scenario: Scenario, address: Address) -> dict[str, bytes]:
+        """Send the payload with OpenSSL as it resumes when it is let."""
+        client = EarlyDataClient(
+            self._trust_anchors.pem(),
+            SERVER_NAME,
+            version=scenario.version,
+            psk_ke=scenario.mode == "psk_ke",
         )
+        request = request_bytes(self._payload, host=SERVER_NAME)
+        early = scenario.mode == "0-RTT"
+        with client.connect(
+            address,
+            ticket=self._tickets.get(scenario.resumes),
+            early_data=(request,) if early else (),
+            timeout_seconds=SESSION_DEADLINE_SECONDS,
+        ) as session:
+            _require_resumption(scenario, resumed=session.resumed)
+            if not early:
+                session.sendall(request)
+            require_acknowledged(session, self._payload)
+            ticket = session.ticket
+        if scenario.resumes or ticket is None:
+            return {}
+        self._tickets[scenario.name] = ticket
+        # In TLS 1.2 it is the main secret, which the session's own key log has.
+        if scenario.version == "1.2":
+            return {}
+        return {layout.pre_shared_keys_of(scenario.name): ticket.pem()}
 
 
-def _send_weakly(scenario: Scenario, sending: _Sending) -> None:
-    del scenario  # there is only one thing this client can do
-    with weak_connect(sending.address, sending.trust_anchors.pem(), SERVER_NAME) as connection:
-        send_payload(connection, sending.payload, host=SERVER_NAME)
-
-
-def _send_telling(scenario: Scenario, sending: _Sending) -> tuple[EphemeralPrivateKey, ...]:
-    """Send the payload with the client that keeps its ephemeral keys."""
-    with telltale_connect(
-        sending.address,
-        sending.trust_anchors.pem(),
-        SERVER_NAME,
-        group=scenario.group or "x25519",
-        ephemeral_keys=sending.ephemeral_keys,
-    ) as connection:
-        send_payload(connection, sending.payload, host=SERVER_NAME)
-        return connection.ephemeral_keys
-
-
-_CLIENTS: Mapping[str, Callable[[Scenario, _Sending], None]] = {
-    "pfs": _send_as_pfs,
-    "openssl s_client": _send_as_s_client,
-    "curl": _send_as_curl,
-    "weak": _send_weakly,
+_CLIENTS: Mapping[ClientKind, Callable[[Recorder, Scenario, Address], dict[str, bytes]]] = {
+    "pfs": Recorder._send_as_pfs,  # noqa: SLF001 - its own table
+    "openssl s_client": Recorder._send_as_s_client,  # noqa: SLF001 - the same
+    "curl": Recorder._send_as_curl,  # noqa: SLF001 - the same
+    "static-rsa": Recorder._send_by_static_rsa,  # noqa: SLF001 - the same
+    "telltale": Recorder._send_telling,  # noqa: SLF001 - the same
+    "tickets": Recorder._send_with_tickets,  # noqa: SLF001 - the same
 }
+
+
+def _require_resumption(scenario: Scenario, *, resumed: bool) -> None:
+    if resumed != bool(scenario.resumes):
+        raise InteropError(f"{scenario.name}: the session was not resumed as it should be")
+
+
+def ephemeral_key_files(name: str, keys: tuple[EphemeralPrivateKey, ...]) -> dict[str, bytes]:
+    """Return the files of a key exchange's private keys, each half of a hybrid's in its own."""
+    files: dict[str, bytes] = {}
+    for key in keys:
+        if isinstance(key, FiniteFieldPrivateKey):
+            raise InteropError("a peer told a key of a kind that is not written down")
+        is_kem = isinstance(key, mlkem.MLKEM768PrivateKey | mlkem.MLKEM1024PrivateKey)
+        path = layout.ml_kem_key_of(name) if is_kem else layout.classical_key_of(name)
+        files[path] = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return files

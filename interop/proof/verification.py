@@ -177,6 +177,9 @@ def _recompute(directory: Path, report: Report) -> list[str]:
             client=session.client,
             server=session.server,
             ephemeral_key=session.ephemeral_key,
+            resumes=session.resumes,
+            ticket_key=session.ticket_key,
+            client_key=session.client_key,
         )
         for session in report.sessions
     )

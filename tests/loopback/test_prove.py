@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from cryptography.hazmat.primitives.asymmetric import mlkem, rsa, x25519
+from cryptography.hazmat.primitives.asymmetric import ec, mlkem, rsa, x25519
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -40,8 +40,39 @@ if TYPE_CHECKING:
 
 PFS = Path(sys.executable).with_name("pfs")
 OURS = {"tls12-ecdhe", "tls13-x25519", "tls13-x25519mlkem768"}
+RESUMING = {"mutual-tls-upload", "tls13-resumed"}
 CONTROL = "control-static-rsa"
-TOLD = ("told-x25519", "told-secp256r1", "told-x25519mlkem768")
+TOLD = ("told-x25519", "told-secp256r1", "told-x25519mlkem768", "reused-key", "ticket-tls13")
+RESUMED_WITHOUT_DHE = {"ticket-tls13-psk_ke", "ticket-tls13-0rtt"}
+TLS12_TICKETS = {"ticket-tls12", "ticket-tls12-resumed"}
+# What each theft opens, its own session's secrets aside.
+OPENS = {
+    "server-key": {CONTROL},
+    "key-store": {CONTROL},
+    "ca-keys": set(),
+    "client-key": set(),
+    "harvest": {
+        "told-x25519",
+        "told-x25519-again",
+        "told-secp256r1",
+        "reused-key",
+        "reused-key-again",
+        "ticket-tls13",
+        *RESUMED_WITHOUT_DHE,
+    },
+    "harvest-ml-kem": set(),
+    "ephemeral-key:told-x25519": {"told-x25519", "told-x25519-again"},
+    "ephemeral-key:told-secp256r1": {"told-secp256r1"},
+    "ephemeral-key:told-x25519mlkem768": {"told-x25519mlkem768"},
+    "ephemeral-key:reused-key": {"reused-key", "reused-key-again"},
+    "ephemeral-key:ticket-tls13": {"ticket-tls13", *RESUMED_WITHOUT_DHE},
+    "ticket-key:tickets": {*TLS12_TICKETS, *RESUMED_WITHOUT_DHE},
+    "pre-shared-key:ticket-tls13": RESUMED_WITHOUT_DHE,
+    "pre-shared-key:mutual-tls-upload": set(),
+    "exporter-secret:told-x25519": set(),
+    "session-secrets:ticket-tls12": TLS12_TICKETS,
+    "session-secrets:ticket-tls12-resumed": TLS12_TICKETS,
+}
 
 
 @pytest.fixture
@@ -79,29 +110,49 @@ def test_each_required_session_is_in_the_report(report: dict[str, Any]) -> None:
 
 def test_every_session_is_tried_with_every_theft(report: dict[str, Any]) -> None:
     names = [session["name"] for session in report["sessions"]]
-    thefts = ["server-key", "ca-keys", "key-store", "harvest", "harvest-ml-kem"]
-    thefts += [f"ephemeral-key:{name}" for name in TOLD]
-    thefts += [f"session-secrets:{name}" for name in names]
+    thefts = {*OPENS, *(f"session-secrets:{name}" for name in names)}
     tried = Counter((cell["session"], cell["stolen"]) for cell in report["cells"])
     assert tried == Counter((name, theft) for name in names for theft in thefts)
 
 
 def test_what_opens_is_what_theory_says(proof: Proof, report: dict[str, Any]) -> None:
     for cell in report["cells"]:
-        kind, _, whose = cell["stolen"].partition(":")
-        key = cell["session"].removesuffix("-again")  # which used the same ephemeral key
-        opens = {
-            "server-key": cell["session"] == CONTROL,
-            "key-store": cell["session"] == CONTROL,
-            "ca-keys": False,
-            "session-secrets": whose == cell["session"],
-            "ephemeral-key": whose == key,
-            "harvest": key in {"told-x25519", "told-secp256r1"},
-            "harvest-ml-kem": False,
-        }[kind]
+        own = {cell["stolen"].removeprefix("session-secrets:")}
+        opens = cell["session"] in OPENS.get(cell["stolen"], own)
         assert cell["observed"] == cell["expected"] == ("opened" if opens else "closed"), cell
         assert cell["recovered_bytes"] == (len(proof.payload) if opens else 0), cell
         assert cell["control"] is opens
+        by_its_own_secrets = cell["stolen"] == f"session-secrets:{cell['session']}"
+        early = cell["session"] == "ticket-tls13-0rtt" and opens and not by_its_own_secrets
+        assert cell["part"] == ("0-RTT data" if early else "")
+        assert (cell["reply_bytes"] > 0) is (opens and not early), cell
+
+
+def test_sessions_resume_as_they_say(report: dict[str, Any]) -> None:
+    sessions = {session["name"]: session for session in report["sessions"]}
+    resumed = {name: each["resumes"] for name, each in sessions.items() if each["resumed"]}
+    assert resumed == {
+        "tls13-resumed": "mutual-tls-upload",
+        "ticket-tls12-resumed": "ticket-tls12",
+        "ticket-tls13-psk_dhe_ke": "ticket-tls13",
+        "ticket-tls13-psk_ke": "ticket-tls13",
+        "ticket-tls13-0rtt": "ticket-tls13",
+    }
+    assert [name for name, each in sessions.items() if each["early_data"]] == ["ticket-tls13-0rtt"]
+    assert {name for name, each in sessions.items() if not each["forward_secret"]} == {
+        CONTROL,
+        *TLS12_TICKETS,
+        *RESUMED_WITHOUT_DHE,
+    }
+
+
+def test_a_theft_that_opens_nothing_shows_what_it_is(report: dict[str, Any]) -> None:
+    shown = {theft["name"]: theft["shown"] for theft in report["thefts"] if theft["shown"]}
+    assert "the client of mutual-tls-upload" in shown.pop("client-key")
+    assert "ClientHello of tls13-resumed" in shown.pop("pre-shared-key:mutual-tls-upload")
+    assert "ClientHello of ticket-tls13-psk" in shown.pop("pre-shared-key:ticket-tls13")
+    assert "ephemeral key of told-x25519" in shown.pop("exporter-secret:told-x25519")
+    assert shown == {}
 
 
 def test_recovered_bytes_are_the_payload(proof: Proof) -> None:
@@ -123,7 +174,7 @@ def store_of(directory: Path) -> tuple[Path, str]:
 
 def test_the_stolen_store_holds_every_key_but_the_one_that_signed(proof: Proof) -> None:
     names = {key.name for key in unseal_every_private_key(*store_of(proof.directory))}
-    assert names == {"root", "issuing", "server", "control", "rotated", "deleted"}
+    assert names == {"root", "issuing", "server", "control", "client", "rotated", "deleted"}
 
 
 def test_half_a_hybrid_is_told_as_half_a_hybrid(report: dict[str, Any]) -> None:
@@ -138,14 +189,67 @@ def test_half_a_hybrid_is_told_as_half_a_hybrid(report: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["told-x25519.ephemeral", "told-secp256r1.ephemeral", "told-x25519mlkem768.ephemeral-ml-kem"],
+    [
+        "told-x25519.ephemeral",
+        "told-secp256r1.ephemeral",
+        "told-x25519mlkem768.ephemeral-ml-kem",
+        "reused-key.ephemeral",
+        "ticket-tls13.ephemeral",
+        "client.client-key",
+    ],
 )
-def test_a_stranger_in_place_of_a_stolen_ephemeral_key_refutes(copy: Path, name: str) -> None:
-    key = mlkem.MLKEM768PrivateKey if name.endswith("kem") else x25519.X25519PrivateKey
-    encoded = key.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+def test_a_stranger_in_place_of_a_stolen_private_key_refutes(copy: Path, name: str) -> None:
+    key: mlkem.MLKEM768PrivateKey | x25519.X25519PrivateKey | ec.EllipticCurvePrivateKey
+    if name.endswith("client-key"):
+        key = ec.generate_private_key(ec.SECP256R1())
+    elif name.endswith("kem"):
+        key = mlkem.MLKEM768PrivateKey.generate()
+    else:
+        key = x25519.X25519PrivateKey.generate()
+    encoded = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     (copy / f"stolen/{name}.pem").write_bytes(encoded)
     resign(copy)
-    assert any("the verdict" in text for text in verify(copy).disagreements)
+    assert any("the verdict" in text for text in verify(copy, ask_again=False).disagreements)
+
+
+@pytest.mark.parametrize(
+    "path", ["tickets.ticket-key", "mutual-tls-upload.psk.pem", "told-x25519.exporter.keylog"]
+)
+def test_another_secret_in_place_of_a_stolen_one_refutes(copy: Path, path: str) -> None:
+    stolen = copy / "stolen" / path
+    original = stolen.read_bytes()
+    if path.endswith("psk.pem"):
+        stolen.write_bytes((copy / "stolen/ticket-tls13.psk.pem").read_bytes())
+    else:
+        stolen.write_bytes(original[:-3] + original[-3:].swapcase()[::-1])
+    if path.endswith("keylog"):
+        one, random, secret = original.split()
+        stolen.write_bytes(b" ".join((one, random, secret[::-1])) + b"\n")
+    assert stolen.read_bytes() != original
+    resign(copy)
+    assert any("the verdict" in text for text in verify(copy, ask_again=False).disagreements)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("tls13-resumed", "resumes"),
+        ("ticket-tls13-psk_ke", "resumes"),
+        ("ticket-tls12", "ticket_key"),
+        ("mutual-tls-upload", "client_key"),
+        ("reused-key-again", "ephemeral_key"),
+    ],
+)
+def test_a_session_that_denies_what_was_stolen_of_it_refutes(
+    copy: Path, name: str, field: str
+) -> None:
+    def forge(report: dict[str, Any]) -> None:
+        for session in report["sessions"]:
+            if session["name"] == name:
+                session[field] = ""
+
+    edit_report(copy, forge)
+    assert any("the verdict" in text for text in verify(copy, ask_again=False).disagreements)
 
 
 def test_a_session_that_denies_its_told_key_refutes(copy: Path) -> None:
@@ -155,14 +259,16 @@ def test_a_session_that_denies_its_told_key_refutes(copy: Path) -> None:
                 session["ephemeral_key"] = ""
 
     edit_report(copy, forge)
-    assert any("the verdict" in text for text in verify(copy).disagreements)
+    assert any("the verdict" in text for text in verify(copy, ask_again=False).disagreements)
 
 
 def test_a_decryptor_without_ephemeral_keys_refutes(
     proof: Proof, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(EphemeralKeys, "of", lambda _self, _public: None)
-    assert any("the verdict" in text for text in verify(proof.directory).disagreements)
+    assert any(
+        "the verdict" in text for text in verify(proof.directory, ask_again=False).disagreements
+    )
 
 
 def test_the_census_counts_each_kind_of_value(report: dict[str, Any]) -> None:
@@ -184,10 +290,10 @@ def test_the_census_counts_each_kind_of_value(report: dict[str, Any]) -> None:
 
 def test_no_replay_executes_and_genuine_sessions_do(report: dict[str, Any]) -> None:
     replayed = {replay["session"] for replay in report["replays"]}
-    assert replayed >= OURS
+    assert replayed >= OURS | RESUMING
     for replay in report["replays"]:
         assert (replay["attempts"], replay["executed"]) == (len(MANNERS), 0)
-    assert report["replay_control"]["attempts"] == report["replay_control"]["executed"] == 2
+    assert report["replay_control"]["attempts"] == report["replay_control"]["executed"] == 3
 
 
 def test_secrets_in_the_evidence_are_private(proof: Proof) -> None:
@@ -228,7 +334,7 @@ def test_verify_refuses_another_signer(
 def test_evidence_survives_the_loss_of_its_file_modes(copy: Path) -> None:
     for path in copy.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    assert verify(copy).holds
+    assert verify(copy, ask_again=False).holds
 
 
 def test_one_changed_byte_in_any_file_is_found(copy: Path) -> None:
@@ -314,7 +420,7 @@ def test_a_forged_cell_is_found_under_a_new_signature(copy: Path) -> None:
         report["cells"][0]["observed"] = "opened"
 
     edit_report(copy, forge)
-    verification = verify(copy)
+    verification = verify(copy, ask_again=False)
     assert verification.changes == ()
     assert any("the matrix" in text for text in verification.disagreements)
     assert not verification.holds
@@ -327,7 +433,7 @@ def test_a_dropped_control_cannot_be_proved(copy: Path) -> None:
             report[part] = [entry for entry in report[part] if entry[key] != CONTROL]
 
     edit_report(copy, forge)
-    assert not verify(copy).holds
+    assert not verify(copy, ask_again=False).holds
 
 
 def test_a_control_that_stays_closed_refutes(copy: Path) -> None:
@@ -337,7 +443,7 @@ def test_a_control_that_stays_closed_refutes(copy: Path) -> None:
         foreign.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     )
     resign(copy)
-    verification = verify(copy)
+    verification = verify(copy, ask_again=False)
     assert any("the verdict" in text for text in verification.disagreements)
 
 
@@ -347,7 +453,7 @@ def test_swapped_key_logs_are_found(copy: Path) -> None:
     one.write_bytes(second)
     other.write_bytes(first)
     resign(copy)
-    assert not verify(copy).holds
+    assert not verify(copy, ask_again=False).holds
 
 
 def test_a_repeated_value_in_the_census_refutes(copy: Path) -> None:
@@ -356,7 +462,7 @@ def test_a_repeated_value_in_the_census_refutes(copy: Path) -> None:
     fingerprints[16:32] = fingerprints[:16]
     path.write_bytes(fingerprints)
     resign(copy)
-    assert any("the census" in text for text in verify(copy).disagreements)
+    assert any("the census" in text for text in verify(copy, ask_again=False).disagreements)
 
 
 def test_a_replay_that_executed_would_be_counted(copy: Path) -> None:
@@ -365,7 +471,7 @@ def test_a_replay_that_executed_would_be_counted(copy: Path) -> None:
         source = copy / kind / f"genuine-tls13-x25519.{suffix}"
         shutil.copyfile(source, copy / kind / f"replay-tls13-x25519-1.{suffix}")
     resign(copy)
-    assert any("the replays" in text for text in verify(copy).disagreements)
+    assert any("the replays" in text for text in verify(copy, ask_again=False).disagreements)
 
 
 def test_json_is_the_report_and_nothing_else(
@@ -436,7 +542,7 @@ def test_an_interrupted_run_leaves_earlier_evidence_alone(
         assert_group_ends(process.pid)  # the census's workers too
     finally:
         process.stderr.close()
-    assert verify(out).holds
+    assert verify(out, ask_again=False).holds
     if sent is not signal.SIGKILL:
         assert [path.name for path in tmp_path.iterdir()] == ["evidence"]
 

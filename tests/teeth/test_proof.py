@@ -31,7 +31,7 @@ from interop.proof import experiment, model, opinions
 from interop.proof.application import request_bytes
 from interop.proof.model import Replay
 from interop.proof.opinions import Opinion, SecondOpinion
-from interop.proof.recording import Scenario
+from interop.proof.scenarios import Scenario
 from interop.replay.controls import RecordStream, unprotected_server
 from interop.wire.key_log import KeyLog
 from interop.wire.material import KeyMaterial
@@ -197,6 +197,35 @@ def closed_with_bytes(original: Any) -> Any:
     return evaluate
 
 
+def with_part(part: str) -> Callable[[Any], Any]:
+    """Say of every cell that so much of the session was to open."""
+
+    def change(original: Any) -> Any:
+        def evaluate(*arguments: Any, **named: Any) -> Any:
+            thefts, found = original(*arguments, **named)
+            return thefts, tuple(msgspec.structs.replace(cell, part=part) for cell in found)
+
+        return evaluate
+
+    return change
+
+
+def without_shown(kind: str) -> Callable[[Any], Any]:
+    """Let a kind of theft not show what it is."""
+
+    def change(original: Any) -> Any:
+        def evaluate(*arguments: Any, **named: Any) -> Any:
+            thefts, found = original(*arguments, **named)
+            return tuple(
+                msgspec.structs.replace(theft, shown="") if theft.name.startswith(kind) else theft
+                for theft in thefts
+            ), found
+
+        return evaluate
+
+    return change
+
+
 def stolen_from_elsewhere(original: Any) -> Any:
     def evaluate(*arguments: Any, **named: Any) -> Any:
         thefts, found = original(*arguments, **named)
@@ -288,7 +317,7 @@ ATTACKERS = (
     Mutant("server keys ignored", "interop.wire.material:KeyMaterial.rsa_keys", always(()),
         "no control was opened by key-store"),
     Mutant("key logs ignored", "interop.wire.key_log:KeyLog.__getitem__",
-        lambda original: lambda self, _random: original(self, b""), OWN_SECRETS),
+        always({}), OWN_SECRETS),
     Mutant("ephemeral keys ignored", EPHEMERAL, always(None), "no session was opened by harvest"),
     Mutant("x25519 alone taken for a key", EPHEMERAL, without_ephemeral(ec.EllipticCurvePrivateKey),
         "told-secp256r1 was not opened by its own ephemeral key"),
@@ -327,9 +356,29 @@ ATTACKERS = (
             ("ca-keys", "ca-keys was not stolen"),
             ("harvest", "harvest was not stolen"),
             ("harvest-ml-kem", "harvest-ml-kem was not stolen"),
+            ("client-key", "client-key was not stolen"),
+            ("ticket-key:tickets", "ticket-key:tickets was not stolen"),
+            ("pre-shared-key:ticket-tls13", "pre-shared-key:ticket-tls13 was not stolen"),
+            ("exporter-secret:told-x25519", "no exporter-secret of any session was stolen"),
             ("ephemeral-key:told-x25519", "ephemeral-key:told-x25519 was not stolen"),
             ("session-secrets:tls13-x25519", "with session-secrets:tls13-x25519 stolen was not"),
         )
+    ),
+    Mutant("ticket keys ignored", "interop.wire.tickets:TicketKey.open", always(None),
+        "ticket-tls12 with ticket-key:tickets stolen: closed, expected opened"),
+    Mutant("pre-shared keys ignored", "interop.wire.tls13_secrets:find_psk", always(None),
+        "ticket-tls13-psk_ke with pre-shared-key:ticket-tls13 stolen: closed, expected opened"),
+    Mutant("nothing is learned", "interop.wire.learned:LearnedSecrets.learn_ticket", always(None),
+        "ticket-tls13-psk_ke with ephemeral-key:ticket-tls13 stolen: closed, expected opened"),
+    Mutant("a ticket is learned from its issuer alone",
+        "interop.wire.tls12_secrets:Handshake.shown_ticket", always(b""),
+        "ticket-tls12 with session-secrets:ticket-tls12-resumed stolen: closed, expected opened"),
+    Mutant("all is 0-RTT data", EVALUATE, with_part("0-RTT data"),
+        "opened, and more than 0-RTT data"),
+    Mutant("0-RTT data are all", EVALUATE, with_part(""), "opened, and the request alone"),
+    *(
+        Mutant(f"{kind} shows nothing", EVALUATE, without_shown(kind), f"nothing shows that {kind}")
+        for kind in ("client-key", "pre-shared-key:mutual-tls-upload", "exporter-secret")
     ),
     Mutant("a theft of unknown origin", EVALUATE, stolen_from_elsewhere,
         "nothing shows that harvest-ml-kem is what it says: it opened nothing"),
@@ -340,7 +389,7 @@ ATTACKERS = (
 
 LEFT_OUT = (
     Mutant("the weak session", JUDGE, judging(sessions=less(CONTROL)),
-        "no weak session was recorded, so nothing shows that the attacker can open one"),
+        "no static RSA session was recorded"),
     Mutant("TLS 1.2", JUDGE, judging(sessions=less("tls12-ecdhe", "s_client-tls12")),
         "no TLS 1.2 ECDHE session was recorded"),
     Mutant("hybrids", JUDGE, judging(sessions=lambda entries: tuple(
@@ -348,6 +397,23 @@ LEFT_OUT = (
         "no TLS 1.3 X25519MLKEM768 session was recorded"),
     Mutant("a told key", JUDGE, judging(sessions=less("told-secp256r1")),
         "no secp256r1 session with a stolen ephemeral key was recorded"),
+    Mutant("a session before one that resumed", JUDGE, judging(sessions=less("mutual-tls-upload")),
+        "tls13-resumed: nothing tells which session it resumed"),
+    *(
+        Mutant(name, JUDGE, judging(sessions=less(name)), f"no {wanted} session was recorded")
+        for name, wanted in (
+            ("mutual-tls-upload", "mutual TLS"),
+            ("tls13-resumed", "resumed TLS 1.3"),
+            ("ticket-tls12", "TLS 1.2 (EC)DHE with a known ticket key"),
+            ("ticket-tls12-resumed", "TLS 1.2 resumed with a known ticket key"),
+            ("ticket-tls13", "TLS 1.3 (EC)DHE with a known ticket key"),
+            ("ticket-tls13-psk_dhe_ke", "TLS 1.3 psk_dhe_ke with a known ticket key"),
+            ("ticket-tls13-psk_ke", "TLS 1.3 psk_ke with a known ticket key"),
+            ("ticket-tls13-0rtt", "TLS 1.3 0-RTT with a known ticket key"),
+        )
+    ),
+    Mutant("a key that is used again", JUDGE, judging(sessions=less("reused-key-again")),
+        "no client and no server used an ephemeral key twice"),
     Mutant("the census", JUDGE, judging(census=lambda _census: {"handshakes": 24}),
         "the census is empty"),
     *(
@@ -414,10 +480,11 @@ def test_what_is_left_out_never_proves(evidence: Evidence, mutant: Mutant) -> No
 def static_rsa_at_ours(original: Any) -> Any:
     """Let a server of ours negotiate static RSA, in the session that is named after ECDHE."""
 
-    def record(self: Any, scenarios: Any, *rest: Any) -> Any:
-        self._servers["broken"] = replace(self._servers["weak"], title="pfs (blocking)")
-        weak = Scenario("tls12-ecdhe", "weak", "broken", "1.2")  # type: ignore[arg-type]
-        return original(self, [weak if s.name == weak.name else s for s in scenarios], *rest)
+    def record(self: Any, *rest: Any) -> Any:
+        self._servers["broken"] = replace(self._servers["static-rsa"], title="pfs (blocking)")
+        weak = Scenario("tls12-ecdhe", "static-rsa", "broken", "1.2")  # type: ignore[arg-type]
+        self._scenarios = [weak if s.name == weak.name else s for s in self._scenarios]
+        return original(self, *rest)
 
     return record
 
@@ -443,19 +510,19 @@ def of_all_sessions(original: Any) -> Any:
 def in_plain_records(original: Any) -> Any:
     """Let both ends of a session leave out TLS, all but its framing."""
 
-    def record(scenario: Any, **named: Any) -> Any:
+    def record(self: Any, scenario: Any, **named: Any) -> Any:
         if scenario.name != "tls13-x25519":
-            return original(scenario, **named)
+            return original(self, scenario, **named)
         with (
             unprotected_server() as server,
             RecordingRelay(server.address, named["capture"]) as relay,
             socket.create_connection(relay.address, 20) as connection,
         ):
             stream = RecordStream(connection)
-            stream.sendall(request_bytes(named["payload"], host=SERVER_NAME))
+            stream.sendall(request_bytes(self._payload, host=SERVER_NAME))
             connection.shutdown(socket.SHUT_WR)
             stream.recv(1000)
-        return ()
+        return {}
 
     return record
 
@@ -464,7 +531,8 @@ def plain_after_the_handshake(original: Any) -> Any:
     """Send the request in the clear, in records that look as if they were protected."""
 
     def send(connection: Any, payload: bytes, *, host: str) -> None:
-        if not isinstance(connection, TLSSocket):
+        # The session that gets a ticket is spared, for without one the run would end.
+        if not isinstance(connection, TLSSocket) or connection.negotiated.group != "x25519":
             original(connection, payload, host=host)
             return
         with (
@@ -514,7 +582,7 @@ def with_fault(fault: Fault) -> Callable[[Any], Any]:
     return change
 
 
-STAGE = "interop.proof.experiment:_Stage"
+STAGE = "interop.proof.stage:Stage"
 CENSUS = "interop.proof.experiment:take_census"
 ENDPOINTS = (
     Mutant("static RSA under another name", f"{STAGE}.record", static_rsa_at_ours,
@@ -525,14 +593,14 @@ ENDPOINTS = (
         f"tls12-ecdhe with session-secrets:tls13-x25519 stolen: {NOBODY_EXPECTED}"),
     Mutant("no encryption after the handshake", "interop.proof.recording:send_payload",
         plain_after_the_handshake, OWN_SECRETS),
-    Mutant("no TLS at all", "interop.proof.experiment:record_session", in_plain_records,
+    Mutant("no TLS at all", "interop.proof.recording:Recorder.record", in_plain_records,
         "TLS sessions where one was recorded"),
     Mutant("a client that sends nothing", "interop.proof.recording:send_payload",
         always(None), "tls12-ecdhe: the capture holds no encrypted application data"),
     Mutant("an application that runs before the check",
         "interop.proof.endpoints:BlockingEndpoint._serve_checked", checks_nothing,
         "replays executed"),
-    Mutant("replays that send nothing", "interop.proof.experiment:replay_flight", sends_nothing,
+    Mutant("replays that send nothing", "interop.proof.stage:replay_flight", sends_nothing,
         "tls13-x25519: 4 of 4 replays were not sent"),
     Mutant("a reused ephemeral key", CENSUS, with_fault(Fault.REUSED_KEY),
         "census: 23 of 24 server_key_share.x25519 repeated"),

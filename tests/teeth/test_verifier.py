@@ -144,7 +144,7 @@ def hide_a_replay_that_executed(directory: Path) -> None:
 
 def leave_a_session_out(directory: Path) -> None:
     """Speak neither of a session nor of its secrets, and leave its recording where it is."""
-    name = "told-x25519-again"
+    name = "s_client-tls13"  # one that no claim needs
     report = stated(directory)
     (directory / f"stolen/{name}.keylog").unlink()
     gone = {name, f"session-secrets:{name}"}

@@ -55,6 +55,7 @@ def make_report(
                     whole=opened,
                     reason="by a key" if opened else "ECDHE",
                     basis="RFC 9846, section 7.1",
+                    reply_bytes=20 if opened else 0,
                 )
             )
     opinion = SecondOpinion(

@@ -72,10 +72,15 @@ def _sentence(cell: Cell, payload_bytes: int) -> str:
             f"The session stayed closed, as it should: of {payload_bytes:,} bytes that were sent, "
             "none was recovered."
         )
-    return (
+    opened = (
         f"The session opened, as it should: all {payload_bytes:,} bytes that were sent were "
-        "recovered, byte for byte. Such a cell is a control: it shows that this attacker, given "
-        "this kind of secret, can open what theory says it opens."
+        "recovered, byte for byte."
+    )
+    if cell.part:
+        opened += f" They went as {cell.part}, and the reply stayed closed, as it should."
+    return (
+        f"{opened} Such a cell is a control: it shows that this attacker, given this kind of "
+        "secret, can open what theory says it opens."
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Final
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from interop.proof.model import LONG_TERM_THEFTS
+from interop.proof.model import LONG_TERM_THEFTS, contradiction
 from interop.proof.report.stories import second_opinion_line
 
 if TYPE_CHECKING:
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["print_attack", "print_report", "print_verification"]
 
-_CLOSED = Text("closed", style="green")
-_CONTROL = Text("OPENED", style="yellow")
+_SHOWN: Final = {
+    "closed": Text("closed", style="green"),
+    "opened": Text("OPENED", style="yellow"),
+}
 
 
 def print_report(console: Console, report: Report) -> None:
@@ -69,9 +72,8 @@ def _matrix(report: Report) -> Table:
                 if cell.stolen.startswith("session-secrets:") and cell.stolen != own
             ],
         )
-        negotiated = f"{session.version} {session.group or 'static RSA'}"
         table.add_row(
-            Text(session.name) + Text(f"\n{negotiated}", style="dim"),
+            Text(session.name) + Text(f"\n{session.negotiated}", style="dim"),
             *(_summary(column) for column in columns),
         )
     return table
@@ -86,21 +88,31 @@ def _other_thefts(report: Report) -> Table:
         if theft.name in LONG_TERM_THEFTS or theft.name.startswith("session-secrets:"):
             continue
         cells = [cell for cell in report.cells if cell.stolen == theft.name]
-        closed = [cell for cell in cells if cell.expected == cell.observed == "closed"]
-        told = [_summary([cell]) + f" {cell.session}" for cell in cells if cell not in closed]
+        closed = [cell for cell in cells if cell.observed == "closed" and not contradiction(cell)]
+        told = [_opened(cell) for cell in cells if cell not in closed]
         parts = [*told, _summary(closed)] if closed else told
         table.add_row(Text(theft.title), Text("\n").join(parts))
     return table
 
 
+def _opened(cell: Cell) -> Text:
+    part = f" ({cell.part} alone)" if cell.part else ""
+    return _summary([cell]) + f" {cell.session}{part}"
+
+
 def _summary(cells: list[Cell]) -> Text:
-    wrong = [cell for cell in cells if cell.observed != cell.expected]
+    wrong = [cell for cell in cells if contradiction(cell)]
     if not cells:
         return Text("not tried", style="bold red")
     if wrong:
         return Text(f"{wrong[0].observed.upper()} (!)", style="bold red")
-    summary = _CONTROL if cells[0].observed == "opened" else _CLOSED
-    return summary if len(cells) == 1 else summary + Text(f" x{len(cells)}", style="dim")
+    if len(cells) == 1:
+        return _SHOWN[cells[0].observed]
+    counts = Counter(cell.observed for cell in cells)
+    return Text(", ").join(
+        _SHOWN[observed] + Text(f" x{count}", style="dim")
+        for observed, count in sorted(counts.items())
+    )
 
 
 def _census_line(report: Report) -> str:
