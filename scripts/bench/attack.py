@@ -4,6 +4,9 @@ Makes a capture of real TLS 1.3 sessions that carry 200 MB together, one or many
 of a session of a kilobyte. Then `pfs attack` and tshark read each in turn, as whole processes, with
 the same key log; both decrypt everything and write nothing of it. The small capture's time is what
 a program takes to start: MB/s are given with it and without, the latter the decryptor's own.
+
+CPU seconds, all threads and processes of a program together, are given beside those of the clock:
+they stand still, more or less, while others use the machine.
 """
 
 from __future__ import annotations
@@ -38,22 +41,28 @@ class Run(NamedTuple):
     """One run of a whole process."""
 
     wall_seconds: float
+    cpu_seconds: float
     peak_mebibytes: float
     output: bytes
 
 
 def measure(*command: str | Path) -> Run:
     """Run a command to its end; its time, and the most memory it held."""
+    # An installed program has its bytecode on disk; compiling ours anew each time is no part of it.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     started = time.perf_counter()
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.DEVNULL, env=environment
+        )
         _, status, usage = os.wait4(process.pid, 0)
         elapsed = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         if process.returncode:
             sys.exit(f"{command[0]} failed with status {process.returncode}")
-        return Run(elapsed, usage.ru_maxrss / 1024, output.read())
+        cpu_seconds = usage.ru_utime + usage.ru_stime
+        return Run(elapsed, cpu_seconds, usage.ru_maxrss / 1024, output.read())
 
 
 def record(folder: Path, megabytes: int, sessions: int, segment_bytes: int) -> int:
@@ -75,32 +84,45 @@ class Contender:
     def __init__(self, name: str, *command: str | Path) -> None:
         self.name = name
         self._command = command
-        self.whole: list[float] = []
-        self.start: list[float] = []
-        self.peak_mebibytes = 0.0
+        self.whole: list[Run] = []
+        self.start: list[Run] = []
 
     def run(self, large: Path, small: Path) -> Run:
         """Read the small capture, then the large one; return what came of the latter."""
-        self.start.append(self._measure(small).wall_seconds)
-        run = self._measure(large)
-        self.whole.append(run.wall_seconds)
-        self.peak_mebibytes = max(self.peak_mebibytes, run.peak_mebibytes)
-        return run
+        self.start.append(self._measure(small))
+        self.whole.append(self._measure(large))
+        return self.whole[-1]
 
     def _measure(self, capture: Path) -> Run:
         return measure(*(capture if part == "CAPTURE" else part for part in self._command))
 
-    @property
-    def net(self) -> list[float]:
-        """Seconds of each run without starting."""
-        return [whole - start for whole, start in zip(self.whole, self.start, strict=True)]
+    def seconds(self) -> list[float]:
+        """Give the seconds of each run by the clock."""
+        return [run.wall_seconds for run in self.whole]
+
+    def cpu_seconds(self) -> list[float]:
+        """Give the CPU seconds of each run."""
+        return [run.cpu_seconds for run in self.whole]
+
+    def net_seconds(self) -> list[float]:
+        """Give the seconds of each run without starting, by the clock."""
+        pairs = zip(self.whole, self.start, strict=True)
+        return [whole.wall_seconds - start.wall_seconds for whole, start in pairs]
+
+    def net_cpu_seconds(self) -> list[float]:
+        """Give the CPU seconds of each run without starting."""
+        pairs = zip(self.whole, self.start, strict=True)
+        return [whole.cpu_seconds - start.cpu_seconds for whole, start in pairs]
 
     def print(self, megabytes: int) -> None:
         """Print medians of speed, and the most memory held."""
-        whole, net = (megabytes / statistics.median(times) for times in (self.whole, self.net))
+        median = statistics.median
         print(
-            f"{self.name:<11} {whole:7.0f} MB/s as a process, {net:7.0f} MB/s without its start of "
-            f"{statistics.median(self.start):.2f} s, peak {self.peak_mebibytes:.0f} MiB"
+            f"{self.name:<11} {megabytes / median(self.seconds()):5.0f} MB/s as a process, "
+            f"{megabytes / median(self.net_seconds()):5.0f} without its start; "
+            f"CPU {median(self.cpu_seconds()):.2f} s, its start "
+            f"{median(run.cpu_seconds for run in self.start):.2f}; "
+            f"peak {max(run.peak_mebibytes for run in self.whole):.0f} MiB"
         )
 
 
@@ -108,8 +130,8 @@ def print_ratio(what: str, ours: list[float], theirs: list[float]) -> None:
     """Print how many times faster ours was, run by run."""
     ratios = [their / our for our, their in zip(ours, theirs, strict=True)]
     print(
-        f"{what:<40} {statistics.median(ratios):.1f} times tshark "
-        f"({min(ratios):.1f} to {max(ratios):.1f})"
+        f"{what:<48} {statistics.median(ratios):5.2f} times tshark "
+        f"({min(ratios):.2f} to {max(ratios):.2f})"
     )
 
 
@@ -155,8 +177,10 @@ def main() -> None:
             theirs.run(large / CAPTURE, small / CAPTURE)
         for contender in (ours, theirs):
             contender.print(chosen.megabytes)
-        print_ratio("whole processes:", ours.whole, theirs.whole)
-        print_ratio("decryptors (processes without start):", ours.net, theirs.net)
+        print_ratio("whole processes, by the clock:", ours.seconds(), theirs.seconds())
+        print_ratio("whole processes, CPU time:", ours.cpu_seconds(), theirs.cpu_seconds())
+        print_ratio("without their start, by the clock:", ours.net_seconds(), theirs.net_seconds())
+        print_ratio("without, CPU time:", ours.net_cpu_seconds(), theirs.net_cpu_seconds())
 
 
 if __name__ == "__main__":
