@@ -4,8 +4,8 @@ Names are RFC 9846's. What RFC 8446 called ``master_secret`` is `main_secret` he
 ``exporter_master_secret`` and ``resumption_master_secret`` are the exporter and resumption secret;
 the labels on the wire ("exp master", …) are unchanged.
 
-HKDF is written out on `hmac.digest` rather than taken from cryptography: an expansion of at most
-two blocks costs 2 µs this way and 8 µs through a context object, and a short session does a dozen.
+A short session does a dozen expansions, so what is the same in each is kept: a label's bytes and
+the length of a hash. HKDF is cryptography's; written out on `hmac.digest` it took 5 µs, not 4.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import hashlib
 import hmac
 from functools import cache, lru_cache
 from typing import NamedTuple
+
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 __all__ = [
     "TrafficKeys",
@@ -36,6 +39,7 @@ __all__ = [
     "verify_data",
 ]
 
+_HASHES = {"sha256": SHA256(), "sha384": SHA384()}  # of all suites that this package opens
 _IV_LENGTH = 12
 _LABEL_PREFIX = b"tls13 "
 _MESSAGE_HASH = 254
@@ -59,19 +63,12 @@ def digest_length(hash_name: str) -> int:
 
 def hkdf_extract(hash_name: str, salt: bytes, input_keying_material: bytes) -> bytes:
     """Run HKDF-Extract (RFC 5869 section 2.2)."""
-    return hmac.digest(salt, input_keying_material, hash_name)
+    return HKDF.extract(_HASHES[hash_name], salt, input_keying_material)
 
 
 def hkdf_expand(hash_name: str, secret: bytes, info: bytes, length: int) -> bytes:
     """Run HKDF-Expand to `length` bytes (RFC 5869 section 2.3)."""
-    block = hmac.digest(secret, info + b"\x01", hash_name)
-    output = block
-    counter = 2
-    while len(output) < length:
-        block = hmac.digest(secret, block + info + bytes((counter,)), hash_name)
-        output += block
-        counter += 1
-    return output[:length]
+    return HKDFExpand(_HASHES[hash_name], length, info).derive(secret)
 
 
 def expand_label(hash_name: str, secret: bytes, label: bytes, context: bytes, length: int) -> bytes:
