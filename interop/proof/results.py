@@ -35,13 +35,16 @@ class ResultFile(Collection["AttackedSession"]):
         self._decode = msgspec.json.Decoder(kind).decode
         self._file = tempfile.SpooledTemporaryFile(_KEPT_IN_MEMORY_BYTES)  # noqa: SIM115
         weakref.finalize(self, self._file.close)  # which deletes it
+        self._at_end = True
         self._keys = array("Q")  # capture and stream
         self._starts = array("Q", [0])  # of each result, and of the next one
 
     def add(self, capture_number: int, result: AttackedSession) -> None:
         """Write a result down."""
         encoded = self._encode(result)
-        self._file.seek(self._starts[-1])
+        if not self._at_end:  # for a place in a file is looked for on disk, each time
+            self._file.seek(self._starts[-1])
+            self._at_end = True
         self._file.write(encoded)
         self._keys.append(capture_number << _STREAM_BITS | result.stream)
         self._starts.append(self._starts[-1] + len(encoded))
@@ -51,6 +54,7 @@ class ResultFile(Collection["AttackedSession"]):
         """Yield each result as it was written down: JSON in one line."""
         for index in sorted(range(len(self._keys)), key=self._keys.__getitem__):
             start = self._starts[index]
+            self._at_end = False
             self._file.seek(start)
             yield self._file.read(self._starts[index + 1] - start)
 

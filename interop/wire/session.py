@@ -23,6 +23,7 @@ none that stayed closed, that protected records were. To have a key is not to ha
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from weakref import proxy
 
 from interop.errors import DissectError
 from interop.wire import handshake as hs
@@ -113,10 +114,11 @@ class TLSSession(SessionFacts):
         super().__init__()
         self._buffer_limit = buffer_limit_bytes
         client, server = Half(_CLIENT, handshake_limit_bytes), Half(_SERVER, handshake_limit_bytes)
-        client.other, server.other = server, client
+        # Weak on the way back: a session is freed as soon as it is let go, not at some collection.
+        client.other, server.other = proxy(server), proxy(client)
         self._halves = {_CLIENT: client, _SERVER: server}
         self._engine: Engine = Hellos(
-            self,
+            proxy(self),
             keys,
             LearnedSecrets() if learned is None else learned,
             self._halves,
