@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,9 +82,10 @@ def ask(
             deadline=time.monotonic() + limit_seconds,
         )
         closed = {(cell.session, cell.stolen) for cell in cells if cell.observed == "closed"}
-        opinions = tuple(
-            opinion for theft in thefts for opinion in asking.opinions_on(theft, closed)
-        )
+        asking.join_captures()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for a program of its own
+            rows = pool.map(lambda theft: asking.opinions_on(theft, closed), thefts)
+            opinions = tuple(opinion for row in rows for opinion in row)
     return SecondOpinion(
         program=PROGRAM, version=format_version(program.version), opinions=opinions
     )
@@ -107,7 +111,12 @@ class _Asking:
         self._payload = payload
         self._deadline = deadline
         self._all_captures: Path | None = None
-        self._listed: list[DecryptedStream] | None = None
+        self._listed: list[DecryptedStream] | None = None  # by whichever row is the first
+
+    def join_captures(self) -> None:
+        """Make the one file of all captures, if they are not too large; do this first."""
+        with suppress(_Unanswered):
+            self._captures()
 
     def opinions_on(self, theft: Theft, closed: set[tuple[str, str]]) -> list[Opinion]:
         """Return the opinions on one row, in the order of the sessions."""
@@ -160,7 +169,7 @@ class _Asking:
         if paths and all(path.name.endswith(layout.KEY_LOG_SUFFIX) for path in paths):
             if len(paths) == 1:
                 return paths[0], []
-            joined = self._private / f"{len(list(self._private.iterdir()))}{layout.KEY_LOG_SUFFIX}"
+            joined = self._private / f"{theft.name.replace(':', '-')}{layout.KEY_LOG_SUFFIX}"
             joined.write_bytes(b"".join(read_bounded(path, _MAX_KEY_BYTES) for path in paths))
             return joined, []
         if paths and all(path.name.endswith(layout.SERVER_KEY_SUFFIX) for path in paths):

@@ -331,7 +331,7 @@ def test_without_its_style_the_page_still_says_everything(
 ) -> None:
     """As screen readers and browsers without popovers have it: in order, verdict first."""
     page = (proof.directory / "report.html").read_text("utf-8")
-    assert page.index('id="verdict"') < page.index('class="matrix"') < page.index('class="census"')
+    assert page.index('id="verdict"') < page.index('class="matrix') < page.index('class="census"')
     open_report(browser, proof)
     names = browser.execute_script(
         "return [...document.querySelectorAll('td.cell button')].map(e => e.textContent)"
