@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from captures import Pair, long_session, short_sessions, write_capture
+from measured import Measures, measure
 
 import transport
 from interop.errors import PeerUnavailable
@@ -35,34 +33,6 @@ if TYPE_CHECKING:
 
 MEGABYTE = 1_000_000
 CAPTURE, KEY_LOG = "capture.pcapng", "keys.log"
-
-
-class Run(NamedTuple):
-    """One run of a whole process."""
-
-    wall_seconds: float
-    cpu_seconds: float
-    peak_mebibytes: float
-    output: bytes
-
-
-def measure(*command: str | Path) -> Run:
-    """Run a command to its end; its time, and the most memory it held."""
-    # An installed program has its bytecode on disk; compiling ours anew each time is no part of it.
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    started = time.perf_counter()
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.DEVNULL, env=environment
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        elapsed = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        if process.returncode:
-            sys.exit(f"{command[0]} failed with status {process.returncode}")
-        cpu_seconds = usage.ru_utime + usage.ru_stime
-        return Run(elapsed, cpu_seconds, usage.ru_maxrss / 1024, output.read())
 
 
 def record(folder: Path, megabytes: int, sessions: int, segment_bytes: int) -> int:
@@ -84,17 +54,22 @@ class Contender:
     def __init__(self, name: str, *command: str | Path) -> None:
         self.name = name
         self._command = command
-        self.whole: list[Run] = []
-        self.start: list[Run] = []
+        self.whole: list[Measures] = []
+        self.start: list[Measures] = []
 
-    def run(self, large: Path, small: Path) -> Run:
-        """Read the small capture, then the large one; return what came of the latter."""
-        self.start.append(self._measure(small))
-        self.whole.append(self._measure(large))
-        return self.whole[-1]
+    def run(self, large: Path, small: Path) -> bytes:
+        """Read the small capture, then the large one; return what was printed of the latter."""
+        self.start.append(self._measure(small)[0])
+        measures, output = self._measure(large)
+        self.whole.append(measures)
+        return output
 
-    def _measure(self, capture: Path) -> Run:
-        return measure(*(capture if part == "CAPTURE" else part for part in self._command))
+    def _measure(self, capture: Path) -> tuple[Measures, bytes]:
+        command = [capture if part == "CAPTURE" else part for part in self._command]
+        with tempfile.TemporaryFile() as output:
+            measures = measure(command, output)
+            output.seek(0)
+            return measures, output.read()
 
     def seconds(self) -> list[float]:
         """Give the seconds of each run by the clock."""
@@ -170,7 +145,7 @@ def main() -> None:
             f"{chosen.segment_bytes}-byte segments, medians of {chosen.runs} runs"
         )
         for _ in range(chosen.runs):
-            found = json.loads(ours.run(large / CAPTURE, small / CAPTURE).output)["sessions"]
+            found = json.loads(ours.run(large / CAPTURE, small / CAPTURE))["sessions"]
             recovered = sum(each["client_bytes"] + each["server_bytes"] for each in found)
             if recovered != sent:
                 sys.exit(f"pfs attack recovered {recovered} of {sent} bytes")

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 import threading
-import time
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captures import Pair, long_session, repeated, short_sessions, write_capture
+from measured import measure
 
 import transport
 
@@ -43,20 +42,15 @@ def attack(folder: Path, name: str, sessions: Iterable[Iterable[Turn]], segment_
 
     writer = threading.Thread(target=write, daemon=True)
     with (folder / f"{name}.json").open("w+b") as output:
-        started = time.perf_counter()
-        process = subprocess.Popen([*command, "--key-log", folder / "keys.log"], stdout=output)
         writer.start()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            sys.exit(f"pfs attack failed with status {process.returncode}")
+        measures = measure([*command, "--key-log", folder / "keys.log"], output)
         writer.join()
         output.seek(0)
         opened = sum(line == b'   "opened": true,\n' for line in output)
-    elapsed = time.perf_counter() - started
     print(
         f"{name}: {written[0] / MEGABYTE:.0f} MB, {opened} sessions opened, "
-        f"peak {usage.ru_maxrss / 1024:.0f} MiB ({elapsed:.0f} s with the making)",
+        f"peak {measures.peak_mebibytes:.0f} MiB "
+        f"({measures.wall_seconds:.0f} s with the making, {measures.cpu_seconds:.0f} s of CPU)",
         flush=True,
     )
 
