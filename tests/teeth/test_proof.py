@@ -226,6 +226,32 @@ def without_shown(kind: str) -> Callable[[Any], Any]:
     return change
 
 
+def key_of_another_server(original: Any) -> Any:
+    """Steal the key of a server that nobody spoke to, beside the one that opens the control."""
+
+    def read(directory: Path, row: Any) -> Any:
+        stolen = original(directory, row)
+        if row.name != "server-key":
+            return stolen
+        keys = [
+            ec.generate_private_key(ec.SECP256R1())
+            if isinstance(key, ec.EllipticCurvePrivateKey)
+            else key
+            for key in stolen.server_private_keys
+        ]
+        return replace(stolen, server_private_keys=tuple(keys))
+
+    return read
+
+
+def keys_of_no_authority(original: Any) -> Any:
+    """Take other keys of the store for those of the CAs."""
+    names = {"root": "rotated", "rotated": "root", "issuing": "deleted", "deleted": "issuing"}
+    return lambda *given: tuple(
+        key._replace(name=names.get(key.name, key.name)) for key in original(*given)
+    )
+
+
 def stolen_from_elsewhere(original: Any) -> Any:
     def evaluate(*arguments: Any, **named: Any) -> Any:
         thefts, found = original(*arguments, **named)
@@ -380,6 +406,10 @@ ATTACKERS = (
         Mutant(f"{kind} shows nothing", EVALUATE, without_shown(kind), f"nothing shows that {kind}")
         for kind in ("client-key", "pre-shared-key:mutual-tls-upload", "exporter-secret")
     ),
+    Mutant("the key of another server", "interop.proof.thefts:_read", key_of_another_server,
+        "nothing shows that server-key belongs to the certificates that servers showed"),
+    Mutant("the keys of no CA", "interop.proof.thefts:_keys_of_store", keys_of_no_authority,
+        "nothing shows that ca-keys belongs to the certificates that servers showed"),
     Mutant("a theft of unknown origin", EVALUATE, stolen_from_elsewhere,
         "nothing shows that harvest-ml-kem is what it says: it opened nothing"),
     Mutant("another program opens what ours does not", "interop.proof.second_opinion:ask",
@@ -477,16 +507,19 @@ def test_what_is_left_out_never_proves(evidence: Evidence, mutant: Mutant) -> No
 # Broken endpoints, and a stage that does not do what it should
 
 
-def static_rsa_at_ours(original: Any) -> Any:
-    """Let a server of ours negotiate static RSA, in the session that is named after ECDHE."""
+def ours_is(kind: Any) -> Callable[[Any], Any]:
+    """Let a weak server pass for one of ours, in the session that is named after ECDHE."""
 
-    def record(self: Any, *rest: Any) -> Any:
-        self._servers["broken"] = replace(self._servers["static-rsa"], title="pfs (blocking)")
-        weak = Scenario("tls12-ecdhe", "static-rsa", "broken", "1.2")  # type: ignore[arg-type]
-        self._scenarios = [weak if s.name == weak.name else s for s in self._scenarios]
-        return original(self, *rest)
+    def change(original: Any) -> Any:
+        def record(self: Any, *rest: Any) -> Any:
+            self._servers["broken"] = replace(self._servers[kind], title="pfs (blocking)")
+            weak = Scenario("tls12-ecdhe", kind, "broken", "1.2")  # type: ignore[arg-type]
+            self._scenarios = [weak if s.name == weak.name else s for s in self._scenarios]
+            return original(self, *rest)
 
-    return record
+        return record
+
+    return change
 
 
 def of_the_session_before(original: Any) -> Any:
@@ -552,11 +585,13 @@ def checks_nothing(_original: Any) -> Any:
     return lambda self, connection: self.application.serve(connection)
 
 
-def sends_nothing(_original: Any) -> Any:
-    """Record a connection on which nothing is replayed."""
+def sends_nothing(original: Any) -> Any:
+    """Record a connection on which nothing is replayed, in one manner of all."""
 
-    def replay(_flight: bytes, *, manner: str, server_address: Any, capture: Path) -> None:
-        del manner
+    def replay(flight: bytes, *, manner: str, server_address: Any, capture: Path) -> None:
+        if manner != "paced":
+            original(flight, manner=manner, server_address=server_address, capture=capture)
+            return
         with RecordingRelay(server_address, capture) as relay:
             socket.create_connection(relay.address, 20).close()
 
@@ -585,8 +620,10 @@ def with_fault(fault: Fault) -> Callable[[Any], Any]:
 STAGE = "interop.proof.stage:Stage"
 CENSUS = "interop.proof.experiment:take_census"
 ENDPOINTS = (
-    Mutant("static RSA under another name", f"{STAGE}.record", static_rsa_at_ours,
+    Mutant("static RSA under another name", f"{STAGE}.record", ours_is("static-rsa"),
         "tls12-ecdhe: a server of ours without forward secrecy (TLS_RSA_WITH_AES_128_GCM_SHA256)"),
+    Mutant("a ticket on TLS 1.2", f"{STAGE}.record", ours_is("tickets"),
+        "tls12-ecdhe: a server of ours without forward secrecy (TLS_ECDHE"),
     Mutant("a key log of another session", f"{STAGE}._keep_secrets", of_the_session_before,
         OWN_SECRETS),
     Mutant("a key log of all sessions", f"{STAGE}._keep_secrets", of_all_sessions,
@@ -600,8 +637,11 @@ ENDPOINTS = (
     Mutant("an application that runs before the check",
         "interop.proof.endpoints:BlockingEndpoint._serve_checked", checks_nothing,
         "replays executed"),
+    Mutant("an application that does not count",
+        "interop.http_exchange:HTTPApplication.connections", always(0),
+        "the replay control, a genuine session on the same server, did not execute"),
     Mutant("replays that send nothing", "interop.proof.stage:replay_flight", sends_nothing,
-        "tls13-x25519: 4 of 4 replays were not sent"),
+        "tls13-x25519: 1 of 4 replays were not sent"),
     Mutant("a reused ephemeral key", CENSUS, with_fault(Fault.REUSED_KEY),
         "census: 23 of 24 server_key_share.x25519 repeated"),
     Mutant("a cloned generator", CENSUS, with_fault(Fault.CLONED_GENERATOR),
