@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from interop.capture.files import CaptureProblem, read_streams
 from interop.capture.items import DecryptionSecrets
@@ -33,7 +35,7 @@ from interop.proof import layout
 from interop.proof.application import MAX_PAYLOAD_BYTES, payload_in
 from interop.proof.attacker import Attacker, SessionResult
 from interop.proof.expectations import expectation
-from interop.proof.model import Cell, Session, Theft, ephemeral_key_of
+from interop.proof.model import CA_KEYS, SERVER_KEY, Cell, Session, Theft, ephemeral_key_of
 from interop.proof.thefts import read_key_log, thefts
 from interop.wire.learned import LearnedSecrets
 from interop.wire.session import KeyMaterial
@@ -198,7 +200,60 @@ def _cell(
     )
 
 
-# What shows that a theft which opens nothing is what it says.
+# What shows that a theft is what it says, where opening something does not.
+
+
+def _chains(directory: Path, sessions: Sequence[Session]) -> list[list[x509.Certificate]]:
+    """Return the certificates that servers showed, end entity first, as own secrets let them see.
+
+    A session that does not open to its own secrets has none here, and refutes by itself.
+    """
+    chains = []
+    for session in sessions:
+        secrets = KeyMaterial(key_log=read_key_log(directory / layout.key_log_of(session.name)))
+        facts = attack_recording(directory, session.name, secrets).facts
+        if facts.server_certificates:
+            chains.append([*map(x509.load_der_x509_certificate, facts.server_certificates)])
+    return chains
+
+
+def _server_keys_shown(
+    directory: Path, _theft: Theft, stolen: KeyMaterial, sessions: Sequence[Session]
+) -> str:
+    """Find the public half of a stolen key in each certificate that a server showed."""
+    public = [key.public_key() for key in stolen.server_private_keys]
+    chains = _chains(directory, sessions)
+    if not chains or not all(chain[0].public_key() in public for chain in chains):
+        return ""
+    return "each certificate that a server showed has the public half of one"
+
+
+def _ca_keys_shown(
+    directory: Path, _theft: Theft, stolen: KeyMaterial, sessions: Sequence[Session]
+) -> str:
+    """See that each certificate that servers showed is signed by a stolen key, and by all of them.
+
+    The root's own certificate is not shown, but it signed the issuing CA's.
+    """
+    unused = {number: key.public_key() for number, key in enumerate(stolen.server_private_keys)}
+    public = dict(unused)
+    for certificate in {each for chain in _chains(directory, sessions) for each in chain}:
+        signers = [number for number, key in public.items() if _is_signed_by(certificate, key)]
+        if not signers:
+            return ""
+        unused = {number: key for number, key in unused.items() if number not in signers}
+    return "" if unused else "they signed the certificates that servers showed"
+
+
+def _is_signed_by(certificate: x509.Certificate, key: object) -> bool:
+    algorithm = certificate.signature_hash_algorithm
+    if not isinstance(key, ec.EllipticCurvePublicKey) or algorithm is None:
+        return False
+    try:
+        key.verify(certificate.signature, certificate.tbs_certificate_bytes, ec.ECDSA(algorithm))
+    except InvalidSignature:
+        return False
+    return True
 
 
 def _client_key_shown(
@@ -246,6 +301,8 @@ def _exporter_secret_shown(
 
 
 _SHOWN: Final[dict[str, Callable[[Path, Theft, KeyMaterial, Sequence[Session]], str]]] = {
+    SERVER_KEY: _server_keys_shown,
+    CA_KEYS: _ca_keys_shown,
     "client-key": _client_key_shown,
     "pre-shared-key": _pre_shared_keys_shown,
     "exporter-secret": _exporter_secret_shown,

@@ -145,8 +145,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 class Theft(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that is stolen, and what of it lies in the evidence directory.
 
-    `shown` says, of a theft that should open nothing, how the recordings show that it is what it
-    says; empty where they do not.
+    `shown` says how the recordings show that it is what it says, where opening something does not;
+    empty where they do not.
     """
 
     name: str
@@ -366,7 +366,8 @@ def _theft_failures(
 
     A theft shows that by opening a session whole. One that theory has open nothing shows it by its
     files, each of which lies also in a theft that did open one, or by what the recordings tell of
-    it (`Theft.shown`).
+    it (`Theft.shown`). The servers' and the CAs' keys do so by the certificates in any case: a key
+    that nobody used opens nothing, and would show nothing by that.
     """
     tried = {(cell.session, cell.stolen) for cell in cells}
     opening = {cell.stolen for cell in cells if cell.control and cell.whole}
@@ -379,6 +380,10 @@ def _theft_failures(
             theft.shown or theft.name in opening or proven.issuperset(theft.files)
         ):
             yield f"nothing shows that {theft.name} is what it says: it opened nothing"
+        if theft.name in {SERVER_KEY, CA_KEYS} and not theft.shown:
+            yield (
+                f"nothing shows that {theft.name} belongs to the certificates that servers showed"
+            )
     told = [session for session in sessions if session.ephemeral_key]
     stolen_names = {theft.name for theft in thefts}
     for stolen in sorted((_REQUIRED_THEFTS | _own_thefts(sessions)) - stolen_names):

@@ -76,9 +76,11 @@ def test_a_theft_that_shows_nothing_is_refuted(report: Report) -> None:
     silent = [msgspec.structs.replace(theft, shown="") for theft in report.thefts]
     found = judge(report, thefts=tuple(silent))
     assert sorted(text.split()[3] for text in found) == [
+        "ca-keys",
         "client-key",
         "exporter-secret:told-x25519",
         "pre-shared-key:mutual-tls-upload",
+        "server-key",
     ]
     empty = [
         msgspec.structs.replace(theft, files=()) if theft.name == "harvest-ml-kem" else theft

@@ -7,17 +7,20 @@ import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from certs.errors import CertsError
 from interop.errors import InteropError
 from interop.progress import SilentProgress
-from interop.proof import experiment
+from interop.proof import experiment, verification
+from interop.proof.compromise import evaluate
 
 if TYPE_CHECKING:
-    from interop.proof.model import Report
+    from collections.abc import Sequence
+
+    from interop.proof.model import Report, Session
 
 HANDSHAKES = 24
 
@@ -63,6 +66,33 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
         out, payload=payload, handshakes=HANDSHAKES, progress=SilentProgress(), ask_tshark=False
     )
     return Evidence(out, payload, report, fingerprint)
+
+
+def _content(directory: Path) -> bytes:
+    """Return a digest of all that the matrix follows from, but for the sessions."""
+    digest = hashlib.sha256()
+    for folder in ("captures", "stolen"):
+        for path in sorted((directory / folder).iterdir()):
+            digest.update(f"{path.name} ".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.digest()
+
+
+_MATRICES: dict[object, object] = {}
+
+
+@pytest.fixture
+def matrix_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the matrix of the same files and sessions once, for mutants that do not touch that."""
+
+    def once(directory: Path, sessions: Sequence[Session], **payload: Any) -> Any:
+        key = (_content(directory), tuple(sessions), tuple(payload.items()))
+        if key not in _MATRICES:
+            _MATRICES[key] = evaluate(directory, sessions, **payload)
+        return _MATRICES[key]
+
+    for module in (experiment, verification):
+        monkeypatch.setattr(module, "evaluate", once)
 
 
 @pytest.fixture

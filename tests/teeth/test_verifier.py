@@ -344,6 +344,7 @@ def test_untouched_evidence_holds(evidence: Evidence) -> None:
     assert verify(evidence.directory, fingerprint=evidence.fingerprint, ask_again=False).holds
 
 
+@pytest.mark.usefixtures("matrix_once")
 @pytest.mark.parametrize("check", CHECKS, ids=repr)
 def test_each_check_finds_what_no_other_does(evidence: Evidence, copy: Path, check: Check) -> None:
     check.touch(copy)
