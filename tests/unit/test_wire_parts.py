@@ -10,10 +10,8 @@ import warnings
 from typing import TYPE_CHECKING
 
 import pytest
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, mlkem, rsa, x448, x25519
 from cryptography.hazmat.primitives.ciphers.aead import AESCCM, AESGCM, ChaCha20Poly1305
-from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
@@ -661,13 +659,3 @@ def test_any_group_and_any_shares_give_a_secret_or_a_reason(
         except NoSharedSecret as reason:
             secret = str(reason).encode()
         assert secret
-
-
-@pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 65, 82, 255])
-@pytest.mark.parametrize("hash_name", ["sha256", "sha384"])
-def test_expansion_over_several_blocks_is_that_of_another_implementation(
-    hash_name: str, length: int
-) -> None:
-    algorithm = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384()}[hash_name]
-    foreign = HKDFExpand(algorithm, length, b"info").derive(b"secret" * 8)
-    assert hkdf_expand(hash_name, b"secret" * 8, b"info", length) == foreign
