@@ -7,7 +7,7 @@ This client makes real sessions with real servers, our own among them, and keeps
 forgotten. Given the keys of an earlier session it uses them again, as some stacks do for hours.
 
 Never use this to protect anything. It does one full handshake in one group, TLS 1.3 alone, without
-retry, resumption, client certificate or KeyUpdate; it checks chain, name, CertificateVerify and
+retry, resumption or client certificate; it checks chain, name, CertificateVerify and
 Finished, so that nobody else is at the other end, and it connects to loopback only. What it does
 not understand ends the session with `TelltaleFailed`.
 """
@@ -156,7 +156,8 @@ class _Handshake:
         sealed = TLS13Protection(suite, client).seal(ContentType.HANDSHAKE, finished)
         self._records.sock.sendall(sealed)
         writing, reading = (TLS13Protection(suite, secret) for secret in after)
-        return TelltaleConnection(self._records, reading, writing, self._keys)
+        random = hs.parse_client_hello(hello).random
+        return TelltaleConnection(self._records, reading, writing, self._keys, client_random=random)
 
     def _transcript(self) -> bytes:
         return ks.transcript_hash(self._hash, *self._messages)

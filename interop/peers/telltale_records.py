@@ -86,11 +86,18 @@ class TLS13Protection:
     """One direction's keys, of one traffic secret (RFC 9846 section 5.2)."""
 
     def __init__(self, suite: int, secret: bytes) -> None:
+        self.secret = secret
+        self._suite = suite
         hash_name, key_length, aead = SUITES[suite]
         keys = ks.traffic_keys(hash_name, secret, key_length)
         self._aead: _AEAD = aead(keys.key)
         self._iv = int.from_bytes(keys.iv, "big")
         self._sequence = 0
+
+    def updated(self) -> TLS13Protection:
+        """Give the keys of the next generation (RFC 9846 section 7.2)."""
+        secret = ks.next_traffic_secret(SUITES[self._suite][0], self.secret)
+        return TLS13Protection(self._suite, secret)
 
     def _nonce(self) -> bytes:
         nonce = (self._iv ^ self._sequence).to_bytes(12, "big")
@@ -167,7 +174,8 @@ class Records:
 class TelltaleConnection:
     """An open session. `ephemeral_keys` are its private keys: of a hybrid both, ML-KEM first.
 
-    `early_data` came before the handshake ended, and is read first.
+    `early_data` came before the handshake ended, and is read first. `client_random` names the
+    session in a key log.
     """
 
     def __init__(
@@ -178,6 +186,7 @@ class TelltaleConnection:
         ephemeral_keys: tuple[EphemeralPrivateKey, ...],
         *,
         early_data: bytes = b"",
+        client_random: bytes = b"",
     ) -> None:
         self._records = records
         self._reading = reading
@@ -185,6 +194,25 @@ class TelltaleConnection:
         self._rest = memoryview(early_data)
         self._ended = False
         self.ephemeral_keys = ephemeral_keys
+        self._client_random = client_random
+        self._generation = 0
+
+    def traffic_secret(self) -> bytes:
+        """Give the secret that a TLS 1.3 client sends with now, as a key log of one line."""
+        if not isinstance(self._writing, TLS13Protection):
+            raise TelltaleFailed("TLS 1.2 has no traffic secrets")
+        name = f"CLIENT_TRAFFIC_SECRET_{self._generation}"
+        return f"{name} {self._client_random.hex()} {self._writing.secret.hex()}\n".encode()
+
+    def update_key(self) -> None:
+        """Send with the next generation of keys from now on (RFC 9846 section 4.7.3)."""
+        if not isinstance(self._writing, TLS13Protection):
+            raise TelltaleFailed("TLS 1.2 has no KeyUpdate")
+        message = message_of(HandshakeType.KEY_UPDATE, b"\0")  # the peer need not
+        with contextlib.suppress(OSError):  # who has said all may be gone
+            self._records.sock.sendall(self._writing.seal(ContentType.HANDSHAKE, message))
+        self._writing = self._writing.updated()
+        self._generation += 1
 
     def recv(self, maximum_bytes: int = MAX_PLAINTEXT) -> bytes:
         """Give at least one byte, or none at the peer's close_notify; raises TelltaleFailed."""

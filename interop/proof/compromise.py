@@ -12,7 +12,7 @@ they are bytes of the payload that was sent, known here by its length and SHA-25
 Some thefts should open nothing, and then nothing opened shows that they are what they say. For
 those `_SHOWN` looks in a session that its own secrets open: the client's key belongs to the
 certificate that the client showed, pre-shared keys prove the binder of a ClientHello, the exporter
-secret is what the session's key exchange yields.
+secret is what the session's key exchange yields, a later traffic secret what updates make of it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 from cryptography import x509
@@ -34,9 +34,19 @@ from interop.errors import InputError
 from interop.proof import layout
 from interop.proof.application import MAX_PAYLOAD_BYTES, payload_in
 from interop.proof.attacker import Attacker, SessionResult
-from interop.proof.expectations import expectation
-from interop.proof.model import CA_KEYS, SERVER_KEY, Cell, Session, Theft, ephemeral_key_of
+from interop.proof.expectations import Opens, expectation
+from interop.proof.model import (
+    CA_KEYS,
+    EXPORTER,
+    LATER_TRAFFIC,
+    SERVER_KEY,
+    Cell,
+    Session,
+    Theft,
+    ephemeral_key_of,
+)
 from interop.proof.thefts import read_key_log, thefts
+from interop.wire.key_schedule import next_traffic_secret
 from interop.wire.learned import LearnedSecrets
 from interop.wire.session import KeyMaterial
 
@@ -173,6 +183,12 @@ def _attack_all(
     return attempts
 
 
+_PARTS: Final[dict[Opens, Literal["0-RTT data", "the client's data"]]] = {
+    "0-RTT data": "0-RTT data",
+    "the client's data": "the client's data",
+}
+
+
 def _cell(
     session: Session,
     theft: Theft,
@@ -196,9 +212,11 @@ def _cell(
         reason=f"by {result.opened_by}" if opened else result.reason,
         basis=expected.basis(session),
         reply_bytes=result.server_bytes,
-        part="0-RTT data" if expected.opens == "0-RTT data" else "",
+        part=_PARTS.get(expected.opens, ""),
     )
 
+
+_HASH_OF_LENGTH: Final = {32: "sha256", 48: "sha384"}
 
 # What shows that a theft is what it says, where opening something does not.
 
@@ -300,10 +318,28 @@ def _exporter_secret_shown(
     return ""
 
 
+def _later_secret_shown(
+    directory: Path, theft: Theft, stolen: KeyMaterial, _sessions: Sequence[Session]
+) -> str:
+    """Derive the third traffic secret from the first, as the server logged that."""
+    name = theft.name.partition(":")[2]
+    logged = read_key_log(directory / layout.key_log_of(name))
+    for random, held in stolen.key_log.items():
+        secret = logged.get(random, {}).get("CLIENT_TRAFFIC_SECRET_0", b"")
+        if (hash_name := _HASH_OF_LENGTH.get(len(secret))) is None:
+            continue
+        for _ in range(2):
+            secret = next_traffic_secret(hash_name, secret)
+        if held.get("CLIENT_TRAFFIC_SECRET_2") == secret:
+            return f"it is what two updates make of the first traffic secret of {name}"
+    return ""
+
+
 _SHOWN: Final[dict[str, Callable[[Path, Theft, KeyMaterial, Sequence[Session]], str]]] = {
     SERVER_KEY: _server_keys_shown,
     CA_KEYS: _ca_keys_shown,
     "client-key": _client_key_shown,
     "pre-shared-key": _pre_shared_keys_shown,
-    "exporter-secret": _exporter_secret_shown,
+    EXPORTER: _exporter_secret_shown,
+    LATER_TRAFFIC: _later_secret_shown,
 }

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 from interop.proof.model import (
     CA_KEYS,
     CLIENT_KEY,
+    EXPORTER,
     HARVEST,
     HARVEST_ML_KEM,
+    LATER_TRAFFIC,
     LONG_TERM_THEFTS,
+    TRAFFIC,
 )
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Expectation", "Opens", "expectation"]
 
-Opens: TypeAlias = Literal["nothing", "0-RTT data", "everything"]
+Opens: TypeAlias = Literal["nothing", "0-RTT data", "the client's data", "everything"]
 
 
 class Expectation(NamedTuple):
@@ -48,6 +51,8 @@ _UNRELATED = Expectation("nothing", "RFC 9846, section 7.1", "RFC 5246, section 
 _KEY_EXCHANGE = Expectation("everything", "RFC 9846, section 7.4.2", "RFC 8422, section 5.10")
 _HALF_A_HYBRID = Expectation("nothing", "draft-ietf-tls-hybrid-design, section 3.3", "")
 _EXPORTER = Expectation("nothing", "RFC 9846, appendix F.1.4", "RFC 5705, section 5")
+_FROM_HERE_ON = Expectation("the client's data", "RFC 9846, section 7.2", _NONE_SUCH)
+_NOT_BEFORE = Expectation("nothing", "RFC 9846, appendix F.2", _NONE_SUCH)
 _TICKET_OF_TLS12 = Expectation("everything", _NONE_SUCH, "RFC 5077, section 4")
 _ISSUES_ONLY = Expectation("nothing", "RFC 9846, section 4.7.1", _NONE_SUCH)
 
@@ -63,7 +68,11 @@ _EXPECTATIONS: Final[dict[tuple[str, str], Expectation]] = {
     **{(theft, "static RSA"): _STATIC_RSA for theft in LONG_TERM_THEFTS},
     **{(theft, "any other"): _EPHEMERAL for theft in LONG_TERM_THEFTS},
     **{(theft, "any"): _SIGNATURES_ONLY for theft in (CA_KEYS, CLIENT_KEY)},
-    ("exporter-secret", "any"): _EXPORTER,
+    (EXPORTER, "any"): _EXPORTER,
+    (TRAFFIC, "own"): _FROM_HERE_ON,
+    (TRAFFIC, "unrelated"): _UNRELATED,
+    (LATER_TRAFFIC, "own"): _NOT_BEFORE,
+    (LATER_TRAFFIC, "unrelated"): _UNRELATED,
     ("session-secrets", "own"): _OWN_SECRETS,
     ("session-secrets", "same main secret"): _SAME_MAIN_SECRET,
     ("session-secrets", "unrelated"): _UNRELATED,
@@ -108,6 +117,10 @@ def _to_server_key(session: Session, _whose: str, _sessions: Mapping[str, Sessio
 
 def _to_unusable(_session: Session, _whose: str, _sessions: Mapping[str, Session]) -> str:
     return "any"
+
+
+def _to_traffic_secret(session: Session, whose: str, _sessions: Mapping[str, Session]) -> str:
+    return "own" if session.name == whose else "unrelated"
 
 
 def _to_secrets(session: Session, whose: str, sessions: Mapping[str, Session]) -> str:
@@ -155,7 +168,8 @@ def _to_pre_shared_keys(session: Session, whose: str, _sessions: Mapping[str, Se
 
 _RELATIONS: Final[dict[str, Callable[[Session, str, Mapping[str, Session]], str]]] = {
     **dict.fromkeys(LONG_TERM_THEFTS, _to_server_key),
-    **dict.fromkeys((CA_KEYS, CLIENT_KEY, "exporter-secret"), _to_unusable),
+    **dict.fromkeys((CA_KEYS, CLIENT_KEY, EXPORTER), _to_unusable),
+    **dict.fromkeys((TRAFFIC, LATER_TRAFFIC), _to_traffic_secret),
     "session-secrets": _to_secrets,
     "ephemeral-key": _to_ephemeral_key,
     HARVEST: _to_classical_keys,

@@ -22,6 +22,7 @@ __all__ = [
     "pre_shared_keys_of",
     "server_key_of",
     "ticket_key_of",
+    "traffic_secret_of",
 ]
 
 REPORT_JSON = "report.json"
@@ -73,6 +74,11 @@ def ticket_key_of(key: str) -> str:
 def pre_shared_keys_of(session: str) -> str:
     """Return what a client kept of the tickets of a session, as OpenSSL stores it."""
     return f"{STOLEN}/{session}.psk.pem"
+
+
+def traffic_secret_of(session: str, generation: int) -> str:
+    """Return one generation of the client's traffic secret, as a key log of one line."""
+    return f"{STOLEN}/{session}.traffic-{generation}{KEY_LOG_SUFFIX}"
 
 
 def exporter_secret_of(session: str) -> str:

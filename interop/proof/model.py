@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 __all__ = [
     "CA_KEYS",
     "CLIENT_KEY",
+    "EXPORTER",
     "FORMAT",
     "HARVEST",
     "HARVEST_ML_KEM",
     "KEY_STORE",
+    "LATER_TRAFFIC",
     "LONG_TERM_THEFTS",
     "SERVER_KEY",
+    "TRAFFIC",
     "Cell",
     "KeyExchange",
     "Replay",
@@ -41,7 +44,6 @@ __all__ = [
     "Verdict",
     "contradiction",
     "ephemeral_key_of",
-    "exporter_secret_of",
     "failures",
     "pre_shared_keys_of",
     "read_report",
@@ -65,6 +67,9 @@ KEY_STORE = "key-store"
 CA_KEYS = "ca-keys"
 HARVEST = "harvest"
 HARVEST_ML_KEM = "harvest-ml-kem"
+EXPORTER = "exporter-secret"
+TRAFFIC = "traffic-secret"
+LATER_TRAFFIC = "later-traffic-secret"
 LONG_TERM_THEFTS = (SERVER_KEY, KEY_STORE)
 
 
@@ -86,11 +91,6 @@ def ticket_key_of(key: str) -> str:
 def pre_shared_keys_of(session: str) -> str:
     """Return the name of the theft of the pre-shared keys that one session's tickets stand for."""
     return f"pre-shared-key:{session}"
-
-
-def exporter_secret_of(session: str) -> str:
-    """Return the name of the theft of one session's exporter secret."""
-    return f"exporter-secret:{session}"
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,7 +175,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     basis: str
     reply_bytes: int = 0
-    part: Literal["", "0-RTT data"] = ""
+    part: Literal["", "0-RTT data", "the client's data"] = ""
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):
@@ -388,8 +388,9 @@ def _theft_failures(
     stolen_names = {theft.name for theft in thefts}
     for stolen in sorted((_REQUIRED_THEFTS | _own_thefts(sessions)) - stolen_names):
         yield f"{stolen} was not stolen"
-    if stolen_names.isdisjoint(exporter_secret_of(session.name) for session in sessions):
-        yield "no exporter-secret of any session was stolen"
+    for kind in (EXPORTER, TRAFFIC, LATER_TRAFFIC):
+        if stolen_names.isdisjoint(f"{kind}:{session.name}" for session in sessions):
+            yield f"no {kind} of any session was stolen"
     if HARVEST not in opening:
         yield f"no session was opened by {HARVEST}"
     yield from _told_failures(told, cells)

@@ -141,7 +141,8 @@ class Recorder:
         return {}
 
     def _send_telling(self, scenario: Scenario, address: Address) -> dict[str, bytes]:
-        """Send the payload with the client that keeps its ephemeral keys."""
+        """Send the payload with the client that keeps its keys."""
+        files: dict[str, bytes] = {}
         with telltale_connect(
             address,
             self._trust_anchors.pem(),
@@ -149,9 +150,15 @@ class Recorder:
             group=scenario.group or "x25519",
             ephemeral_keys=self._ephemeral_keys.get(scenario.ephemeral_key, ()),
         ) as connection:
+            if scenario.updates_key:
+                files[layout.traffic_secret_of(scenario.name, 0)] = connection.traffic_secret()
+                connection.update_key()
             send_payload(connection, self._payload, host=SERVER_NAME)
+            if scenario.updates_key:
+                connection.update_key()
+                files[layout.traffic_secret_of(scenario.name, 2)] = connection.traffic_secret()
             keys = self._ephemeral_keys[scenario.ephemeral_key] = connection.ephemeral_keys
-        return ephemeral_key_files(scenario.ephemeral_key, keys)
+        return files | ephemeral_key_files(scenario.ephemeral_key, keys)
 
     def _send_with_tickets(self, scenario: Scenario, address: Address) -> dict[str, bytes]:
         """Send the payload with OpenSSL as it resumes when it is let."""

@@ -33,6 +33,8 @@ class Scenario:
     that tells it; a name that an earlier entry has means that the same key is used again.
     `resumes` names the entry whose ticket is used, and `mode` how, which matters on TLS 1.3.
     `ticket_key` and `client_key` name the server's ticket key and the client's certificate key.
+    With `updates_key` the client tells its traffic secrets, and updates them before and after the
+    payload.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Scenario:
     mode: ResumptionMode = ""
     ticket_key: str = ""
     client_key: str = ""
+    updates_key: bool = False
 
 
 SCENARIOS = (
@@ -69,6 +72,15 @@ SCENARIOS = (
         "1.3",
         "X25519MLKEM768",
         "told-x25519mlkem768",
+    ),
+    Scenario(
+        "told-key-update",
+        "telltale",
+        "asyncio",
+        "1.3",
+        "x25519",
+        "told-key-update",
+        updates_key=True,
     ),
     # Controls: weak servers.
     Scenario("control-static-rsa", "static-rsa", "static-rsa", "1.2"),

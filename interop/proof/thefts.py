@@ -18,13 +18,15 @@ from interop.proof.directory import read_bounded
 from interop.proof.model import (
     CA_KEYS,
     CLIENT_KEY,
+    EXPORTER,
     HARVEST,
     HARVEST_ML_KEM,
     KEY_STORE,
+    LATER_TRAFFIC,
     SERVER_KEY,
+    TRAFFIC,
     Theft,
     ephemeral_key_of,
-    exporter_secret_of,
     pre_shared_keys_of,
     secrets_of,
     ticket_key_of,
@@ -34,7 +36,7 @@ from interop.wire.key_log import KeyLog
 from interop.wire.session import KeyMaterial
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from certs.keystore.hazmat import StolenKey
     from interop.proof.model import Session
@@ -43,6 +45,14 @@ __all__ = ["read_key_log", "thefts"]
 
 _MAX_SECRET_FILE_BYTES: Final = 1024 * 1024
 _AUTHORITIES: Final = ("root", "issuing")
+
+
+# Single secrets of sessions: the kind of theft, its title, and where it lies if it was stolen.
+_SINGLE_SECRETS: Final[tuple[tuple[str, str, Callable[[str], str]], ...]] = (
+    (EXPORTER, "Exporter secret", layout.exporter_secret_of),
+    (TRAFFIC, "First traffic secret", lambda name: layout.traffic_secret_of(name, 0)),
+    (LATER_TRAFFIC, "Third traffic secret", lambda name: layout.traffic_secret_of(name, 2)),
+)
 
 
 class _Row(NamedTuple):
@@ -128,11 +138,11 @@ def _tickets(sessions: Sequence[Session]) -> Iterator[_Row]:
 
 
 def _secrets(directory: Path, sessions: Sequence[Session]) -> Iterator[_Row]:
-    for name in (session.name for session in sessions):
-        path = layout.exporter_secret_of(name)
-        if (directory / path).is_file():
-            title = f"Exporter secret of {name}"
-            yield _Row(exporter_secret_of(name), title, "key_logs", (path,))
+    for kind, title, path_of in _SINGLE_SECRETS:
+        for name in (session.name for session in sessions):
+            path = path_of(name)
+            if (directory / path).is_file():
+                yield _Row(f"{kind}:{name}", f"{title} of {name}", "key_logs", (path,))
     for name in (session.name for session in sessions):
         path = layout.key_log_of(name)
         yield _Row(secrets_of(name), f"Secrets of {name}", "key_logs", (path,))

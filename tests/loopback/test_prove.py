@@ -42,7 +42,6 @@ PFS = Path(sys.executable).with_name("pfs")
 OURS = {"tls12-ecdhe", "tls13-x25519", "tls13-x25519mlkem768"}
 RESUMING = {"mutual-tls-upload", "tls13-resumed"}
 CONTROL = "control-static-rsa"
-TOLD = ("told-x25519", "told-secp256r1", "told-x25519mlkem768", "reused-key", "ticket-tls13")
 RESUMED_WITHOUT_DHE = {"ticket-tls13-psk_ke", "ticket-tls13-0rtt"}
 TLS12_TICKETS = {"ticket-tls12", "ticket-tls12-resumed"}
 # What each theft opens, its own session's secrets aside.
@@ -55,6 +54,7 @@ OPENS = {
         "told-x25519",
         "told-x25519-again",
         "told-secp256r1",
+        "told-key-update",
         "reused-key",
         "reused-key-again",
         "ticket-tls13",
@@ -69,7 +69,10 @@ OPENS = {
     "ticket-key:tickets": {*TLS12_TICKETS, *RESUMED_WITHOUT_DHE},
     "pre-shared-key:ticket-tls13": RESUMED_WITHOUT_DHE,
     "pre-shared-key:mutual-tls-upload": set(),
+    "ephemeral-key:told-key-update": {"told-key-update"},
     "exporter-secret:told-x25519": set(),
+    "traffic-secret:told-key-update": {"told-key-update"},
+    "later-traffic-secret:told-key-update": set(),
     "session-secrets:ticket-tls12": TLS12_TICKETS,
     "session-secrets:ticket-tls12-resumed": TLS12_TICKETS,
 }
@@ -123,9 +126,13 @@ def test_what_opens_is_what_theory_says(proof: Proof, report: dict[str, Any]) ->
         assert cell["recovered_bytes"] == (len(proof.payload) if opens else 0), cell
         assert cell["control"] is opens
         by_its_own_secrets = cell["stolen"] == f"session-secrets:{cell['session']}"
-        early = cell["session"] == "ticket-tls13-0rtt" and opens and not by_its_own_secrets
-        assert cell["part"] == ("0-RTT data" if early else "")
-        assert (cell["reply_bytes"] > 0) is (opens and not early), cell
+        part = ""
+        if cell["session"] == "ticket-tls13-0rtt" and opens and not by_its_own_secrets:
+            part = "0-RTT data"
+        if cell["stolen"] == "traffic-secret:told-key-update" and opens:
+            part = "the client's data"
+        assert cell["part"] == part
+        assert (cell["reply_bytes"] > 0) is (opens and not part), cell
 
 
 def test_sessions_resume_as_they_say(report: dict[str, Any]) -> None:
@@ -154,6 +161,7 @@ def test_a_theft_that_opens_nothing_shows_what_it_is(report: dict[str, Any]) -> 
     assert "ClientHello of tls13-resumed" in shown.pop("pre-shared-key:mutual-tls-upload")
     assert "ClientHello of ticket-tls13-psk" in shown.pop("pre-shared-key:ticket-tls13")
     assert "ephemeral key of told-x25519" in shown.pop("exporter-secret:told-x25519")
+    assert "two updates" in shown.pop("later-traffic-secret:told-key-update")
     assert shown == {}
 
 
@@ -215,7 +223,13 @@ def test_a_stranger_in_place_of_a_stolen_private_key_refutes(copy: Path, name: s
 
 
 @pytest.mark.parametrize(
-    "path", ["tickets.ticket-key", "mutual-tls-upload.psk.pem", "told-x25519.exporter.keylog"]
+    "path",
+    [
+        "tickets.ticket-key",
+        "mutual-tls-upload.psk.pem",
+        "told-x25519.exporter.keylog",
+        "told-key-update.traffic-2.keylog",
+    ],
 )
 def test_another_secret_in_place_of_a_stolen_one_refutes(copy: Path, path: str) -> None:
     stolen = copy / "stolen" / path

@@ -35,12 +35,18 @@ def _tshark(require_program: Callable[[str], object]) -> None:
 
 def tshark_reads(stolen: str) -> bool:
     """Say whether tshark has a way to be given such a theft: RSA keys and key logs, no more."""
-    return stolen == "server-key" or stolen.startswith(("session-secrets:", "exporter-secret:"))
+    kinds = ("session-secrets:", "exporter-secret:", "traffic-secret:", "later-traffic-secret:")
+    return stolen == "server-key" or stolen.startswith(kinds)
 
 
 def of_another_recording(cell: Cell) -> bool:
-    """Say whether what opens it follows from another recording: TLS 1.2's resumption."""
+    """Say whether what opens it follows from another recording: TLS 1.2's resumption.
+
+    Or from a traffic secret alone: without the handshake's, tshark reads nothing.
+    """
     kind, _, whose = cell.stolen.partition(":")
+    if kind == "traffic-secret":
+        return True
     return kind == "session-secrets" and whose != cell.session and cell.expected == "opened"
 
 

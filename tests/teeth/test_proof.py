@@ -388,6 +388,9 @@ ATTACKERS = (
             ("ticket-key:tickets", "ticket-key:tickets was not stolen"),
             ("pre-shared-key:ticket-tls13", "pre-shared-key:ticket-tls13 was not stolen"),
             ("exporter-secret:told-x25519", "no exporter-secret of any session was stolen"),
+            ("traffic-secret:told-key-update", "no traffic-secret of any session was stolen"),
+            ("later-traffic-secret:told-key-update",
+                "no later-traffic-secret of any session was stolen"),
             ("ephemeral-key:told-x25519", "ephemeral-key:told-x25519 was not stolen"),
             ("session-secrets:tls13-x25519", "with session-secrets:tls13-x25519 stolen was not"),
         )
@@ -396,6 +399,9 @@ ATTACKERS = (
         "ticket-tls12 with ticket-key:tickets stolen: closed, expected opened"),
     Mutant("pre-shared keys ignored", "interop.wire.tls13_secrets:find_psk", always(None),
         "ticket-tls13-psk_ke with pre-shared-key:ticket-tls13 stolen: closed, expected opened"),
+    Mutant("keys are never updated", "interop.wire.tls13_epochs:next_traffic_secret",
+        lambda _original: lambda _hash_name, secret: secret,
+        "told-key-update with traffic-secret:told-key-update stolen: closed, expected opened"),
     Mutant("nothing is learned", "interop.wire.learned:LearnedSecrets.learn_ticket", always(None),
         "ticket-tls13-psk_ke with ephemeral-key:ticket-tls13 stolen: closed, expected opened"),
     Mutant("a ticket is learned from its issuer alone",
@@ -406,7 +412,8 @@ ATTACKERS = (
     Mutant("0-RTT data are all", EVALUATE, with_part(""), "opened, and the request alone"),
     *(
         Mutant(f"{kind} shows nothing", EVALUATE, without_shown(kind), f"nothing shows that {kind}")
-        for kind in ("client-key", "pre-shared-key:mutual-tls-upload", "exporter-secret")
+        for kind in ("client-key", "pre-shared-key:mutual-tls-upload", "exporter-secret",
+            "later-traffic-secret")
     ),
     Mutant("the key of another server", "interop.proof.thefts:_read", key_of_another_server,
         "nothing shows that server-key belongs to the certificates that servers showed"),

@@ -77,7 +77,7 @@ def _sentence(cell: Cell, payload_bytes: int) -> str:
         "recovered, byte for byte."
     )
     if cell.part:
-        opened += f" They went as {cell.part}, and the reply stayed closed, as it should."
+        opened += f" They are {cell.part}: the reply stayed closed, as it should."
     return (
         f"{opened} Such a cell is a control: it shows that this attacker, given this kind of "
         "secret, can open what theory says it opens."

@@ -109,7 +109,7 @@ def _summary(cells: list[Cell]) -> Text:
     if len(cells) == 1:
         return _SHOWN[cells[0].observed]
     counts = Counter(cell.observed for cell in cells)
-    return Text(", ").join(
+    return Text("\n").join(
         _SHOWN[observed] + Text(f" x{count}", style="dim")
         for observed, count in sorted(counts.items())
     )
