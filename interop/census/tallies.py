@@ -71,6 +71,11 @@ class MemoryTallies:
             self._fingerprints[kind][gathered.condition] += data
 
     @property
+    def handshakes(self) -> int:
+        """How many handshakes it was given."""
+        return sum(self._conditions.values())
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of value that were seen."""
         return tuple(sorted(self._fingerprints))

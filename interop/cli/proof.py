@@ -37,8 +37,32 @@ def _prove(  # noqa: PLR0917 - the command line names them all
         typer.Option(metavar="FILE", help="What the clients send; 64 KiB at random unless given."),
     ] = None,
     handshakes: Annotated[
-        int, typer.Option(metavar="N", help="Handshakes in the census of session keys.")
-    ] = 10_000,
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Handshakes in the census of session keys; 10,000, or 500 with a target, "
+            "unless given.",
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Prove it of a server of yours too; it needs the next options.",
+        ),
+    ] = None,
+    server_key: Annotated[
+        Path | None,
+        typer.Option(metavar="PEM", help="The target's private key; it stays out of the evidence."),
+    ] = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The authorities to trust the target by, in PEM."),
+    ] = None,
+    server_name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The target's name; the host unless given."),
+    ] = None,
     no_tshark: _NO_TSHARK = False,
     junit: _JUNIT = None,
     sarif: _SARIF = None,
@@ -46,6 +70,11 @@ def _prove(  # noqa: PLR0917 - the command line names them all
     as_json: _JSON = False,
 ) -> int:
     """Record real sessions, steal the keys, show what opens, and leave signed evidence.
+
+    With --target the same is done to a server of yours: the sessions that it makes are recorded
+    beside those of servers made for the run, its key is tried on all of them, and what it had
+    better refuse (static RSA, tickets that hold main secrets, resumption without a key exchange,
+    0-RTT data) is asked for.
 
     Exit status: 0 proved, 1 refuted, 2 bad input.
     """
@@ -56,6 +85,9 @@ def _prove(  # noqa: PLR0917 - the command line names them all
         out=out,
         payload=payload,
         handshakes=handshakes,
+        target=prove.TargetOptions(
+            address=target, server_key=server_key, server_name=server_name, ca=ca
+        ),
         ask_tshark=not no_tshark,
         files=ReportFiles(junit=junit, sarif=sarif, markdown=markdown),
         as_json=as_json,
@@ -69,6 +101,12 @@ def _verify(  # noqa: PLR0917 - the same
         str | None,
         typer.Option(
             metavar="SHA256:HEX", help="The signing key's fingerprint, as `pfs prove` printed it."
+        ),
+    ] = None,
+    server_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PEM", help="The key of the server that the evidence is about, if it is."
         ),
     ] = None,
     no_tshark: _NO_TSHARK = False,
@@ -87,6 +125,7 @@ def _verify(  # noqa: PLR0917 - the same
     return verify.run(
         directory=directory,
         fingerprint=fingerprint,
+        server_key=server_key,
         ask_tshark=not no_tshark,
         files=ReportFiles(junit=junit, sarif=sarif, markdown=markdown),
         as_json=as_json,

@@ -3,37 +3,95 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from certs.credential import TrustAnchors
 from interop.commands.output import console, print_json
 from interop.errors import InputError, InteropError
 from interop.interruption import run_aside
+from interop.peers.endpoints import is_ip_address
 from interop.progress import ConsoleProgress, SilentProgress
 from interop.proof import layout
 from interop.proof.application import MAX_PAYLOAD_BYTES
-from interop.proof.experiment import DEFAULT_PAYLOAD_BYTES, prove
+from interop.proof.experiment import prove
 from interop.proof.report.terminal import print_report
-from transport import TransportError
+from interop.proof.target import OwnServer
+from transport import APIMisuse, TransportError
+from transport.commands.addresses import parse_address
+from transport.server_names import ascii_hostname
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from interop.proof.report.files import ReportFiles
 
-__all__ = ["run"]
+__all__ = ["TargetOptions", "run"]
+
+
+class _Defaults(NamedTuple):
+    payload_bytes: int
+    handshakes: int
+
+
+_DEFAULTS: Final = _Defaults(payload_bytes=64 * 1024, handshakes=10_000)
+# What a server takes as 0-RTT data is seldom more than 16 KiB; and it is somebody's server.
+_DEFAULTS_AT_A_TARGET: Final = _Defaults(payload_bytes=4096, handshakes=500)
+_MAX_ANCHORS_BYTES: Final = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """What the command line says of a server that the run is to be about."""
+
+    address: str | None = None
+    server_key: Path | None = None
+    server_name: str | None = None
+    ca: Path | None = None
+
+    def load(self) -> OwnServer | None:
+        """Return the server, None for none; raises `InputError` for what is missing or wrong."""
+        if self.address is None:
+            if self.server_key or self.server_name or self.ca:
+                raise InputError("--server-key, --server-name and --ca go with --target")
+            return None
+        if self.server_key is None or self.ca is None:
+            raise InputError(
+                "a target needs --server-key FILE, its private key, and --ca FILE, its authority"
+            )
+        try:
+            host, port = parse_address(self.address)
+            name = self.server_name or host
+            if not is_ip_address(name):
+                name = ascii_hostname(name)
+            with self.ca.open("rb") as file:
+                anchors = TrustAnchors.from_pem(file.read(_MAX_ANCHORS_BYTES))
+        except APIMisuse as error:
+            raise InputError(str(error)) from error
+        except OSError as error:
+            raise InputError(f"{self.ca}: {error.strerror}") from error
+        return OwnServer(
+            address=(host, port),
+            server_name=name,
+            trust_anchors=anchors,
+            private_key=self.server_key,
+        )
 
 
 def run(
     *,
     out: Path,
     payload: Path | None,
-    handshakes: int,
+    handshakes: int | None,
+    target: TargetOptions,
     ask_tshark: bool,
     files: ReportFiles,
     as_json: bool,
 ) -> int:
     """Run the experiment, print its report, and return 0 if the claim is proved, else 1."""
-    content = _read_payload(payload)
+    server = target.load()
+    default = _DEFAULTS if server is None else _DEFAULTS_AT_A_TARGET
+    content = _read_payload(payload, default.payload_bytes)
     files.require_writable(out)
     try:
         with SilentProgress() if as_json else ConsoleProgress() as progress:
@@ -41,9 +99,10 @@ def run(
                 lambda: prove(
                     out,
                     payload=content,
-                    handshakes=handshakes,
+                    handshakes=default.handshakes if handshakes is None else handshakes,
                     progress=progress,
                     ask_tshark=ask_tshark,
+                    target=server,
                 )
             )
     except TransportError as error:
@@ -59,9 +118,9 @@ def run(
     return 0 if report.verdict == "proved" else 1
 
 
-def _read_payload(path: Path | None) -> bytes:
+def _read_payload(path: Path | None, default_bytes: int) -> bytes:
     if path is None:
-        return secrets.token_bytes(DEFAULT_PAYLOAD_BYTES)
+        return secrets.token_bytes(default_bytes)
     try:
         with path.open("rb") as file:
             content = file.read(MAX_PAYLOAD_BYTES + 1)

@@ -22,13 +22,16 @@ def run(
     *,
     directory: Path,
     fingerprint: str | None,
+    server_key: Path | None,
     ask_tshark: bool,
     files: ReportFiles,
     as_json: bool,
 ) -> int:
     """Check the evidence, print what came of it, and return 0 if it is intact and proves."""
     files.require_writable(directory)
-    verification = verify(directory, fingerprint=fingerprint, ask_again=ask_tshark)
+    verification = verify(
+        directory, fingerprint=fingerprint, ask_again=ask_tshark, target_key=server_key
+    )
     files.write_verification(verification)
     if as_json:
         holds = {"intact": verification.intact, "holds": verification.holds}

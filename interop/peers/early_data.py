@@ -233,15 +233,23 @@ class EarlyDataClient:
     """A client that keeps its ticket; `connect` opens a session, by a ticket or without.
 
     The server's chain is verified against `ca_pem` and its name against `server_name`. With
-    `psk_ke` it offers to resume without a key exchange too. Raises InputError for trust anchors
-    that cannot be read.
+    `psk_ke` it offers to resume without a key exchange too. `key_log` is called with each key-log
+    line, without its line end. Raises InputError for trust anchors that cannot be read.
     """
 
     def __init__(
-        self, ca_pem: bytes, server_name: str, *, version: TLSVersion = "1.3", psk_ke: bool = False
+        self,
+        ca_pem: bytes,
+        server_name: str,
+        *,
+        version: TLSVersion = "1.3",
+        psk_ke: bool = False,
+        key_log: Callable[[bytes], None] | None = None,
     ) -> None:
         self._server_name = server_name
         self._context = SSL.Context(SSL.TLS_METHOD)
+        if key_log is not None:
+            self._context.set_keylog_callback(lambda _, line: key_log(line))
         self._context.set_min_proto_version(_VERSIONS[version])
         self._context.set_max_proto_version(_VERSIONS[version])
         if psk_ke:

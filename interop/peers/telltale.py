@@ -23,11 +23,13 @@ from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from interop.errors import DissectError
+from interop.peers.endpoints import is_ip_address
 from interop.peers.telltale_records import (
     HEADER_LENGTH,
+    PSS_SCHEMES,
     SCHEMES,
     SERVER_SIGNED,
     SUITES,
@@ -52,13 +54,14 @@ from interop.wire.groups import EphemeralKeys, EphemeralPrivateKey, NoSharedSecr
 from interop.wire.registry import ContentType, ExtensionType, HandshakeType, NamedGroup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from interop.peers.endpoints import Address
 
 __all__ = ["GROUPS", "TelltaleConnection", "TelltaleFailed", "telltale_connect"]
 
 _DEFAULT_TIMEOUT_SECONDS: Final = 30.0
+_RANDOM: Final = slice(6, 38)  # in a ClientHello with its header
 GROUPS: Final = {
     "x25519": NamedGroup.X25519,
     "secp256r1": NamedGroup.SECP256R1,
@@ -75,11 +78,13 @@ def telltale_connect(
     *,
     group: str,
     ephemeral_keys: tuple[EphemeralPrivateKey, ...] = (),
+    key_log: Callable[[bytes], None] | None = None,
     timeout_seconds: float = _DEFAULT_TIMEOUT_SECONDS,
 ) -> Iterator[TelltaleConnection]:
     """Open a session in `group`, one of `GROUPS`; `ephemeral_keys` of an earlier one are reused.
 
-    Raises TelltaleFailed where no session comes about, or the server is not `server_name`.
+    `key_log` is called with each key-log line, without its line end. Raises TelltaleFailed where no
+    session comes about, or the server is not `server_name`.
     """
     if not ipaddress.ip_address(address[0]).is_loopback:
         raise TelltaleFailed("this client gives its keys away: it connects to loopback only")
@@ -91,7 +96,8 @@ def telltale_connect(
     with sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            connection = _Handshake(Records(sock), GROUPS[group], keys, server_name).run(ca_pem)
+            handshake = _Handshake(Records(sock), GROUPS[group], keys, server_name, key_log)
+            connection = handshake.run(ca_pem)
         except (DissectError, NoSharedSecret, WeakSessionFailed, OSError, ValueError) as error:
             raise TelltaleFailed(f"no session came about: {error}") from error
         try:
@@ -103,11 +109,12 @@ def telltale_connect(
 def _client_hello(group: NamedGroup, share: bytes, server_name: str) -> bytes:
     """Write a ClientHello (RFC 9846 section 4.2.2)."""
     name = b"\0" + vector(2, server_name.encode("ascii"))
+    named = extension(ExtensionType.SERVER_NAME, vector(2, name))
     block = (
-        extension(ExtensionType.SERVER_NAME, vector(2, name)),
+        b"" if is_ip_address(server_name) else named,  # RFC 6066 section 3
         extension(ExtensionType.SUPPORTED_VERSIONS, vector(1, TLS13)),
         extension(ExtensionType.SUPPORTED_GROUPS, vector(2, numbers(group))),
-        extension(ExtensionType.SIGNATURE_ALGORITHMS, vector(2, numbers(*SCHEMES))),
+        extension(ExtensionType.SIGNATURE_ALGORITHMS, vector(2, numbers(*SCHEMES, *PSS_SCHEMES))),
         extension(ExtensionType.KEY_SHARE, vector(2, numbers(group) + vector(2, share))),
     )
     body = (
@@ -130,8 +137,10 @@ class _Handshake:
         group: NamedGroup,
         keys: tuple[EphemeralPrivateKey, ...],
         server_name: str,
+        key_log: Callable[[bytes], None] | None,
     ) -> None:
         self._records = records
+        self._key_log = key_log
         self._group = group
         self._keys = keys
         self._server_name = server_name
@@ -147,10 +156,12 @@ class _Handshake:
         client, server = (
             self._derive(handshake, label) for label in (b"c hs traffic", b"s hs traffic")
         )
+        self._log(hello, b"HANDSHAKE_TRAFFIC_SECRET", client, server)
         reading = TLS13Protection(suite, server)
         self._server_flight(reading, server, ca_pem)
         main = ks.main_secret(self._hash, handshake)
         after = [self._derive(main, label) for label in (b"c ap traffic", b"s ap traffic")]
+        self._log(hello, b"TRAFFIC_SECRET_0", *after)
         verify_data = ks.verify_data(self._hash, client, self._transcript())
         finished = message_of(HandshakeType.FINISHED, verify_data)
         sealed = TLS13Protection(suite, client).seal(ContentType.HANDSHAKE, finished)
@@ -158,6 +169,14 @@ class _Handshake:
         writing, reading = (TLS13Protection(suite, secret) for secret in after)
         random = hs.parse_client_hello(hello).random
         return TelltaleConnection(self._records, reading, writing, self._keys, client_random=random)
+
+    def _log(self, hello: bytes, label: bytes, client: bytes, server: bytes) -> None:
+        """Write the secrets of both directions to the key log (RFC 9850 section 2)."""
+        if self._key_log is None:
+            return
+        random = hello[_RANDOM].hex().encode()
+        for side, secret in ((b"CLIENT_", client), (b"SERVER_", server)):
+            self._key_log(b"%s%s %s %s" % (side, label, random, secret.hex().encode()))
 
     def _transcript(self) -> bytes:
         return ks.transcript_hash(self._hash, *self._messages)
@@ -217,10 +236,15 @@ class _Handshake:
 
     def _require_signature(self, message: bytes, leaf: x509.Certificate) -> None:
         scheme, signature = hs.certificate_verify(message)
-        key = leaf.public_key()
-        if not isinstance(key, ec.EllipticCurvePublicKey) or scheme not in SCHEMES:
-            raise TelltaleFailed("the server signs with another algorithm than ECDSA")
+        key, signed = leaf.public_key(), SERVER_SIGNED + self._transcript()
         try:
-            key.verify(signature, SERVER_SIGNED + self._transcript(), ec.ECDSA(SCHEMES[scheme]))
+            if isinstance(key, ec.EllipticCurvePublicKey) and scheme in SCHEMES:
+                key.verify(signature, signed, ec.ECDSA(SCHEMES[scheme]))
+            elif isinstance(key, rsa.RSAPublicKey) and scheme in PSS_SCHEMES:
+                algorithm = PSS_SCHEMES[scheme]
+                salt = padding.PSS.DIGEST_LENGTH
+                key.verify(signature, signed, padding.PSS(padding.MGF1(algorithm), salt), algorithm)
+            else:
+                raise TelltaleFailed("the server signs with another algorithm than was offered")
         except InvalidSignature:
             raise TelltaleFailed("the server's CertificateVerify is not right") from None

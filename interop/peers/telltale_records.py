@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HEADER_LENGTH",
     "MAX_FLIGHT_RECORDS",
+    "PSS_SCHEMES",
     "SCHEMES",
     "SERVER_SIGNED",
     "SUITES",
@@ -65,6 +66,11 @@ SCHEMES: Final[dict[int, hashes.HashAlgorithm]] = {  # ECDSA with P-256, P-384, 
     0x0403: hashes.SHA256(),
     0x0503: hashes.SHA384(),
     0x0603: hashes.SHA512(),
+}
+PSS_SCHEMES: Final[dict[int, hashes.HashAlgorithm]] = {  # rsa_pss_rsae
+    0x0804: hashes.SHA256(),
+    0x0805: hashes.SHA384(),
+    0x0806: hashes.SHA512(),
 }
 
 

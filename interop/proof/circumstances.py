@@ -63,12 +63,26 @@ LIMITS = (
 )
 
 
-def not_tested(skipped: Iterable[tuple[str, str]], second: SecondOpinion) -> tuple[NotTested, ...]:
+def not_tested(
+    skipped: Iterable[tuple[str, str]], second: SecondOpinion, target: str = ""
+) -> tuple[NotTested, ...]:
     """Return the limits of a run: the method's, then sessions not recorded, with their reasons."""
     return (
         *LIMITS,
         *(NotTested(what=f"The session {name}", reason=reason) for name, reason in skipped),
+        *(_of_target(target) if target else ()),
         *not_asked(second),
+    )
+
+
+def _of_target(target: str) -> Iterator[NotTested]:
+    yield NotTested(
+        what=f"Whether {target} executes what is replayed to it",
+        reason="only it can count that: pfs replay --target with --count-url asks it",
+    )
+    yield NotTested(
+        what=f"Keys that {target} holds beside the one that was given",
+        reason="its ticket keys, its other certificates' keys and its sessions are its own",
     )
 
 

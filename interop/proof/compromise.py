@@ -115,6 +115,7 @@ def observe_session(
     resumes: str = "",
     ticket_key: str = "",
     client_key: str = "",
+    target: bool = False,
 ) -> Session:
     """Return what a capture shows to an attacker who has stolen nothing."""
     attempt = attack_recording(directory, name, KeyMaterial())
@@ -140,21 +141,28 @@ def observe_session(
         resumes=resumes,
         ticket_key=ticket_key,
         client_key=client_key,
+        target=target,
     )
 
 
 def evaluate(
-    directory: Path, sessions: Sequence[Session], *, payload_bytes: int, payload_sha256: str
+    directory: Path,
+    sessions: Sequence[Session],
+    *,
+    payload_bytes: int,
+    payload_sha256: str,
+    target_key: Path | None = None,
 ) -> tuple[tuple[Theft, ...], tuple[Cell, ...]]:
     """Carry out every theft and try it on every session; return both, thefts by row.
 
-    Raises `InputError`, or a `CertsError` for the key store, where the directory lacks something
-    or holds something else.
+    `target_key` is the file of the target's key, if the run is about somebody's own server. Raises
+    `InputError`, or a `CertsError` for the key store, where the directory lacks something or holds
+    something else.
     """
     carried_out: list[Theft] = []
     cells: list[Cell] = []
     by_name = {session.name: session for session in sessions}
-    for theft, stolen in thefts(directory, sessions):
+    for theft, stolen in thefts(directory, sessions, target_key=target_key):
         shown = ""
         if show := _SHOWN.get(theft.name.partition(":")[0]):
             shown = show(directory, theft, stolen, sessions)
@@ -238,7 +246,18 @@ def _chains(directory: Path, sessions: Sequence[Session]) -> list[list[x509.Cert
 def _server_keys_shown(
     directory: Path, _theft: Theft, stolen: KeyMaterial, sessions: Sequence[Session]
 ) -> str:
-    """Find the public half of a stolen key in each certificate that a server showed."""
+    """Find the public half of a stolen key in each certificate that a server of the run showed."""
+    return _keys_shown(directory, stolen, [one for one in sessions if not one.target])
+
+
+def _target_key_shown(
+    directory: Path, _theft: Theft, stolen: KeyMaterial, sessions: Sequence[Session]
+) -> str:
+    """Find the public half of the target's key in each certificate that the target showed."""
+    return _keys_shown(directory, stolen, [one for one in sessions if one.target])
+
+
+def _keys_shown(directory: Path, stolen: KeyMaterial, sessions: Sequence[Session]) -> str:
     public = [key.public_key() for key in stolen.server_private_keys]
     chains = _chains(directory, sessions)
     if not chains or not all(chain[0].public_key() in public for chain in chains):
@@ -255,7 +274,8 @@ def _ca_keys_shown(
     """
     unused = {number: key.public_key() for number, key in enumerate(stolen.server_private_keys)}
     public = dict(unused)
-    for certificate in {each for chain in _chains(directory, sessions) for each in chain}:
+    ours = [one for one in sessions if not one.target]
+    for certificate in {each for chain in _chains(directory, ours) for each in chain}:
         signers = [number for number, key in public.items() if _is_signed_by(certificate, key)]
         if not signers:
             return ""
@@ -339,6 +359,7 @@ _SHOWN: Final[dict[str, Callable[[Path, Theft, KeyMaterial, Sequence[Session]], 
     SERVER_KEY: _server_keys_shown,
     CA_KEYS: _ca_keys_shown,
     "client-key": _client_key_shown,
+    "target-key": _target_key_shown,
     "pre-shared-key": _pre_shared_keys_shown,
     EXPORTER: _exporter_secret_shown,
     LATER_TRAFFIC: _later_secret_shown,

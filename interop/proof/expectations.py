@@ -16,6 +16,7 @@ from interop.proof.model import (
     HARVEST_ML_KEM,
     LATER_TRAFFIC,
     LONG_TERM_THEFTS,
+    TARGET_KEY,
     TRAFFIC,
 )
 
@@ -67,6 +68,8 @@ _RESUMED = {
 _EXPECTATIONS: Final[dict[tuple[str, str], Expectation]] = {
     **{(theft, "static RSA"): _STATIC_RSA for theft in LONG_TERM_THEFTS},
     **{(theft, "any other"): _EPHEMERAL for theft in LONG_TERM_THEFTS},
+    (TARGET_KEY, "static RSA"): _STATIC_RSA,
+    (TARGET_KEY, "any other"): _EPHEMERAL,
     **{(theft, "any"): _SIGNATURES_ONLY for theft in (CA_KEYS, CLIENT_KEY)},
     (EXPORTER, "any"): _EXPORTER,
     (TRAFFIC, "own"): _FROM_HERE_ON,
@@ -112,7 +115,15 @@ def _before(session: Session, sessions: Mapping[str, Session]) -> Session | None
 
 
 def _to_server_key(session: Session, _whose: str, _sessions: Mapping[str, Session]) -> str:
-    return "static RSA" if session.key_exchange == "static RSA" else "any other"
+    return _way(session, theirs=not session.target)
+
+
+def _to_target_key(session: Session, _whose: str, _sessions: Mapping[str, Session]) -> str:
+    return _way(session, theirs=session.target)
+
+
+def _way(session: Session, *, theirs: bool) -> str:
+    return "static RSA" if theirs and session.key_exchange == "static RSA" else "any other"
 
 
 def _to_unusable(_session: Session, _whose: str, _sessions: Mapping[str, Session]) -> str:
@@ -168,6 +179,7 @@ def _to_pre_shared_keys(session: Session, whose: str, _sessions: Mapping[str, Se
 
 _RELATIONS: Final[dict[str, Callable[[Session, str, Mapping[str, Session]], str]]] = {
     **dict.fromkeys(LONG_TERM_THEFTS, _to_server_key),
+    TARGET_KEY: _to_target_key,
     **dict.fromkeys((CA_KEYS, CLIENT_KEY, EXPORTER), _to_unusable),
     **dict.fromkeys((TRAFFIC, LATER_TRAFFIC), _to_traffic_secret),
     "session-secrets": _to_secrets,

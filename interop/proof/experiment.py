@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,9 @@ from certs.keystore.kek import create_kek
 from certs.keystore.store import KeyStore
 from interop.census.ends import TransportRecipe
 from interop.census.tallies import MOST_HANDSHAKES_IN_MEMORY, MemoryTallies
+from interop.census.target import Target, survey
 from interop.census.workers import take_census
-from interop.errors import InputError, InteropError
+from interop.errors import InputError, InteropError, PeerUnavailable
 from interop.identity import SERVER_NAME
 from interop.proof import layout, second_opinion
 from interop.proof.circumstances import not_tested
@@ -42,24 +43,37 @@ from interop.proof.report.html import render_html
 from interop.proof.scenarios import SCENARIOS
 from interop.proof.servers import Identity, start_servers
 from interop.proof.stage import Stage
+from interop.proof.target import OwnServer, record_target, spki_sha256
 
 if TYPE_CHECKING:
     from interop.proof.progress import Progress
 
-__all__ = ["DEFAULT_PAYLOAD_BYTES", "prove"]
+__all__ = ["prove"]
 
-DEFAULT_PAYLOAD_BYTES = 64 * 1024
+_WORKERS_AT_A_TARGET = 4
+_MOST_SECONDS_AT_A_TARGET = 600.0
 
 
 def prove(
-    out: Path, *, payload: bytes, handshakes: int, progress: Progress, ask_tshark: bool = True
+    out: Path,
+    *,
+    payload: bytes,
+    handshakes: int,
+    progress: Progress,
+    ask_tshark: bool = True,
+    target: OwnServer | None = None,
 ) -> tuple[Report, str]:
     """Run the experiment and leave its evidence in `out`, with a second opinion if asked for.
+
+    With `target` it is about somebody's own server too: sessions with it come on top of the others,
+    and the census is of it. Raises `PeerUnavailable` where it does not answer.
 
     Returns the report and the fingerprint of the key that signed the manifest. Raises `InputError`
     where `out` cannot be written; then, and on any other exception, `out` is as it was before.
     """
     started = datetime.now(UTC)
+    if target is not None:
+        spki_sha256(target.private_key)  # now, and not when all has been recorded
     with (
         whole_directory(out, may_replace=is_evidence) as directory,
         tempfile.TemporaryDirectory(prefix="pfs-prove-") as private,
@@ -85,8 +99,11 @@ def prove(
                 stage = Stage(directory, SCENARIOS, servers, recorder)
                 sessions, skipped = stage.record(progress)
                 replays, replay_control = stage.replay(sessions, progress)
+            if target is not None:
+                more = record_target(directory, target, payload, Path(private), progress)
+                sessions, skipped = sessions + more[0], skipped + more[1]
             _steal(directory, store, kek, identity)
-            census = _take_census(directory, handshakes, identity, progress)
+            census = _take_census(directory, handshakes, target or identity, progress)
             progress.stage("attacking the recordings")
             report = _judge(
                 directory,
@@ -99,6 +116,7 @@ def prove(
                 census=census,
                 replays=replays,
                 replay_control=replay_control,
+                target=target,
             )
             (directory / layout.REPORT_JSON).write_bytes(report.to_json())
             (directory / layout.REPORT_HTML).write_text(render_html(report), encoding="utf-8")
@@ -145,16 +163,30 @@ def _steal(directory: Path, store: KeyStore, kek: Path, identity: Identity) -> N
 
 
 def _take_census(
-    directory: Path, handshakes: int, identity: Identity, progress: Progress
+    directory: Path, handshakes: int, subject: Identity | OwnServer, progress: Progress
 ) -> dict[str, int | Tally]:
+    """Count the values of handshakes in memory with our own endpoints, or with the target."""
     if not 1 <= handshakes <= MOST_HANDSHAKES_IN_MEMORY:
         raise InputError(
             f"a census takes 1 to {MOST_HANDSHAKES_IN_MEMORY:,} handshakes, not {handshakes:,}"
         )
     progress.stage("census of session keys", total=handshakes)
     tallies = MemoryTallies()
-    recipe = TransportRecipe.of(identity.server, SERVER_NAME)
-    take_census(handshakes, recipe, tallies, progress=progress.advance)
+    if isinstance(subject, OwnServer):
+        # One that makes none of these handshakes leaves it empty, and that refutes.
+        with suppress(PeerUnavailable):
+            survey(
+                handshakes,
+                Target(subject.address, subject.server_name, subject.trust_anchors),
+                tallies,
+                workers=_WORKERS_AT_A_TARGET,
+                seconds=_MOST_SECONDS_AT_A_TARGET,
+                progress=progress.advance,
+            )
+        handshakes = tallies.handshakes  # as many as it made in time
+    else:
+        recipe = TransportRecipe.of(subject.server, SERVER_NAME)
+        take_census(handshakes, recipe, tallies, progress=progress.advance)
     for kind in tallies.kinds:
         (directory / layout.fingerprints_of(kind)).write_bytes(tallies.fingerprints(kind))
     return {"handshakes": handshakes, **tallies.tallies()}
@@ -172,9 +204,17 @@ def _judge(
     census: dict[str, int | Tally],
     replays: tuple[Replay, ...],
     replay_control: Replay,
+    target: OwnServer | None = None,
 ) -> Report:
     sha256 = hashlib.sha256(payload).hexdigest()
-    thefts, cells = evaluate(directory, sessions, payload_bytes=len(payload), payload_sha256=sha256)
+    thefts, cells = evaluate(
+        directory,
+        sessions,
+        payload_bytes=len(payload),
+        payload_sha256=sha256,
+        target_key=None if target is None else target.private_key,
+    )
+    target_name = "" if target is None else target.name
     if ask_tshark:
         progress.stage("asking for a second opinion")
         opinion = second_opinion.ask(
@@ -192,6 +232,7 @@ def _judge(
             tallies={kind: tally for kind, tally in census.items() if isinstance(tally, Tally)},
             replays=replays,
             replay_control=replay_control,
+            target=target_name,
         ),
         *contradictions(cells, opinion),
     )
@@ -212,7 +253,11 @@ def _judge(
         replays=replays,
         replay_control=replay_control,
         second_opinion=opinion,
-        not_tested=not_tested(((entry.name, entry.reason) for entry in skipped), opinion),
+        not_tested=not_tested(
+            ((entry.name, entry.reason) for entry in skipped), opinion, target_name
+        ),
+        target=target_name,
+        target_key_sha256="" if target is None else spki_sha256(target.private_key),
     )
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "LATER_TRAFFIC",
     "LONG_TERM_THEFTS",
     "SERVER_KEY",
+    "TARGET_KEY",
     "TRAFFIC",
     "Cell",
     "KeyExchange",
@@ -64,6 +65,7 @@ KeyExchange: TypeAlias = Literal[
 SERVER_KEY = "server-key"
 CLIENT_KEY = "client-key"
 KEY_STORE = "key-store"
+TARGET_KEY = "target-key"
 CA_KEYS = "ca-keys"
 HARVEST = "harvest"
 HARVEST_ML_KEM = "harvest-ml-kem"
@@ -100,7 +102,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     protect. The rest names what was stolen of it, each empty where nothing was: `ephemeral_key` the
     private key of its key exchange (two sessions that name the same one used it twice), `resumes`
     the session whose ticket it resumed by, `ticket_key` the key that its server's tickets are
-    under, `client_key` the key of the client's certificate.
+    under, `client_key` the key of the client's certificate. `target` says that its server is the
+    one that the run is about, somebody's own, and not one that was made for the run.
     """
 
     name: str
@@ -118,6 +121,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     resumes: str = ""
     ticket_key: str = ""
     client_key: str = ""
+    target: bool = False
 
     @property
     def key_exchange(self) -> KeyExchange:
@@ -200,7 +204,9 @@ class Skipped(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """All that a run found. `verdict` and `failures` follow from the rest.
 
-    `started` and `created` are when the run began and when it was judged, RFC 3339 in UTC.
+    `started` and `created` are when the run began and when it was judged, RFC 3339 in UTC. `target`
+    is the HOST:PORT of somebody's own server that the run is about, if it is about one, whose key
+    has `target_key_sha256`, in hex of its SubjectPublicKeyInfo, and is not in the evidence.
     """
 
     format: Literal["pfs-report/1"] = FORMAT
@@ -221,6 +227,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     replay_control: Replay
     second_opinion: SecondOpinion
     not_tested: tuple[NotTested, ...]
+    target: str = ""
+    target_key_sha256: str = ""
 
     @property
     def handshakes(self) -> int:
@@ -255,6 +263,7 @@ def failures(
     tallies: dict[str, Tally],
     replays: tuple[Replay, ...],
     replay_control: Replay,
+    target: str = "",
 ) -> tuple[str, ...]:
     """Return a sentence for each claim that the data does not bear out; none: proved.
 
@@ -266,6 +275,7 @@ def failures(
         *_theft_failures(sessions, thefts, cells),
         *_census_failures(handshakes, tallies),
         *_replay_failures(sessions, replays, replay_control),
+        *(_target_failures(target, sessions, thefts) if target else ()),
     )
 
 
@@ -376,9 +386,8 @@ def _theft_failures(
         for session in sessions:
             if (session.name, theft.name) not in tried:
                 yield f"{session.name} with {theft.name} stolen was not tried"
-        if not theft.files or not (
-            theft.shown or theft.name in opening or proven.issuperset(theft.files)
-        ):
+        in_files = bool(theft.files) and proven.issuperset(theft.files)
+        if not (theft.shown or theft.name in opening or in_files):
             yield f"nothing shows that {theft.name} is what it says: it opened nothing"
         if theft.name in {SERVER_KEY, CA_KEYS} and not theft.shown:
             yield (
@@ -394,6 +403,22 @@ def _theft_failures(
     if HARVEST not in opening:
         yield f"no session was opened by {HARVEST}"
     yield from _told_failures(told, cells)
+
+
+def _target_failures(
+    target: str, sessions: tuple[Session, ...], thefts: tuple[Theft, ...]
+) -> Iterator[str]:
+    """Check that the target was seen, and negotiated nothing but forward secrecy."""
+    seen = [session for session in sessions if session.target]
+    if not any(session.forward_secret for session in seen):
+        yield f"no forward-secret session with {target} was recorded"
+    if TARGET_KEY not in {theft.name for theft in thefts}:
+        yield f"{TARGET_KEY} was not stolen"
+    for session in seen:
+        if not session.forward_secret:
+            way = session.key_exchange
+            what = "gives out a ticket that holds the main secret" if way == "(EC)DHE" else way
+            yield f"{session.name}: {target} does {session.version} without forward secrecy: {what}"
 
 
 def _own_thefts(sessions: tuple[Session, ...]) -> set[str]:

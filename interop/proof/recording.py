@@ -8,7 +8,9 @@ counted.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from cryptography.hazmat.primitives.asymmetric import mlkem
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -35,17 +37,19 @@ from interop.wire.groups import FiniteFieldPrivateKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from certs.credential import Credential, TrustAnchors
+    from interop.http_exchange import ByteStream
     from interop.peers.early_data import Ticket
     from interop.peers.endpoints import Address, ClientResult
     from interop.proof.scenarios import ClientKind, Scenario
     from interop.wire.groups import EphemeralPrivateKey
+    from transport import KeyLogBuffer
 
 __all__ = ["Recorder", "ephemeral_key_files"]
 
 SESSION_DEADLINE_SECONDS = 60.0
+_SOME_BYTES: Final = 16 * 1024
 _RESUMING_POLICY = transport.get_policy("2026-11-tls13-resumption")
 
 
@@ -53,7 +57,9 @@ class Recorder:
     """Records sessions that carry one payload; it serves one run, one session at a time.
 
     `trust_anchors_file` holds the same anchors for programs. `client` is the credential of clients
-    that have to show one.
+    that have to show one. With `key_log`, clients write their secrets there; and unless
+    `acknowledged`, an answer to the payload is waited for and may say anything. Each session has
+    `deadline_seconds`.
     """
 
     def __init__(
@@ -62,12 +68,20 @@ class Recorder:
         *,
         trust_anchors: TrustAnchors,
         trust_anchors_file: Path,
-        client: Credential,
+        client: Credential | None = None,
+        server_name: str = SERVER_NAME,
+        key_log: KeyLogBuffer | None = None,
+        acknowledged: bool = True,
+        deadline_seconds: float = SESSION_DEADLINE_SECONDS,
     ) -> None:
         self._payload = payload
         self._trust_anchors = trust_anchors
         self._trust_anchors_file = trust_anchors_file
         self._client = client
+        self._server_name = server_name
+        self._key_log = key_log
+        self._acknowledged = acknowledged
+        self._deadline_seconds = deadline_seconds
         self._ephemeral_keys: dict[str, tuple[EphemeralPrivateKey, ...]] = {}
         self._sessions = TellingSessions()
         self._tickets: dict[str, Ticket] = {}
@@ -91,7 +105,7 @@ class Recorder:
         told = len(self._sessions.told)
         with transport.connect(
             address,
-            server_hostname=SERVER_NAME,
+            server_hostname=self._server_name,
             trust_anchors=self._trust_anchors,
             policy=policy.narrowed(
                 versions=[transport.ProtocolVersion(f"TLS {scenario.version}")],
@@ -99,10 +113,11 @@ class Recorder:
             ),
             credential=self._client if mutual else None,
             sessions=self._sessions if mutual else None,
-            timeout_seconds=SESSION_DEADLINE_SECONDS,
+            key_log=self._key_log,
+            timeout_seconds=self._deadline_seconds,
         ) as connection:
             _require_resumption(scenario, resumed=connection.negotiated.resumed)
-            send_payload(connection, self._payload, host=SERVER_NAME)
+            self._send(connection)
         sessions = self._sessions.told[told:]
         if scenario.resumes or not sessions:
             return {}
@@ -117,15 +132,23 @@ class Recorder:
     def _send_as_program(
         self, send: Callable[..., ClientResult], scenario: Scenario, address: Address
     ) -> dict[str, bytes]:
-        result = send(
-            address,
-            self._payload,
-            ca_file=self._trust_anchors_file,
-            server_name=SERVER_NAME,
-            version=scenario.version,
-            groups=None if scenario.group is None else (scenario.group,),
-            timeout_seconds=SESSION_DEADLINE_SECONDS,
-        )
+        with tempfile.TemporaryDirectory(prefix="pfs-client-") as private:
+            key_log = None if self._key_log is None else Path(private, "key-log")
+            result = send(
+                address,
+                self._payload,
+                ca_file=self._trust_anchors_file,
+                server_name=self._server_name,
+                version=scenario.version,
+                groups=None if scenario.group is None else (scenario.group,),
+                key_log=key_log,
+                timeout_seconds=self._deadline_seconds,
+            )
+            if key_log is not None and self._key_log is not None:
+                for line in key_log.read_bytes().splitlines():
+                    self._key_log.write_line(line)
+        if not self._acknowledged:
+            return {}
         response = result.http()
         if response.body != content_digest(self._payload):
             raise UploadError(
@@ -134,10 +157,32 @@ class Recorder:
             )
         return {}
 
+    def _send(self, connection: ByteStream) -> None:
+        if self._acknowledged:
+            send_payload(connection, self._payload, host=self._server_name)
+        else:
+            connection.sendall(request_bytes(self._payload, host=self._server_name))
+            connection.recv(_SOME_BYTES)
+
+    def _await_answer(self, connection: ByteStream) -> None:
+        if self._acknowledged:
+            require_acknowledged(connection, self._payload)
+        else:
+            connection.recv(_SOME_BYTES)
+
+    @property
+    def _write_key_log(self) -> Callable[[bytes], None] | None:
+        return None if self._key_log is None else self._key_log.write_line
+
     def _send_by_static_rsa(self, scenario: Scenario, address: Address) -> dict[str, bytes]:
         del scenario  # there is only one thing this client can do
-        with weak_connect(address, self._trust_anchors.pem(), SERVER_NAME) as connection:
-            send_payload(connection, self._payload, host=SERVER_NAME)
+        with weak_connect(
+            address,
+            self._trust_anchors.pem(),
+            self._server_name,
+            key_log=self._write_key_log,
+        ) as connection:
+            self._send(connection)
         return {}
 
     def _send_telling(self, scenario: Scenario, address: Address) -> dict[str, bytes]:
@@ -146,14 +191,15 @@ class Recorder:
         with telltale_connect(
             address,
             self._trust_anchors.pem(),
-            SERVER_NAME,
+            self._server_name,
+            key_log=self._write_key_log,
             group=scenario.group or "x25519",
             ephemeral_keys=self._ephemeral_keys.get(scenario.ephemeral_key, ()),
         ) as connection:
             if scenario.updates_key:
                 files[layout.traffic_secret_of(scenario.name, 0)] = connection.traffic_secret()
                 connection.update_key()
-            send_payload(connection, self._payload, host=SERVER_NAME)
+            self._send(connection)
             if scenario.updates_key:
                 connection.update_key()
                 files[layout.traffic_secret_of(scenario.name, 2)] = connection.traffic_secret()
@@ -164,22 +210,23 @@ class Recorder:
         """Send the payload with OpenSSL as it resumes when it is let."""
         client = EarlyDataClient(
             self._trust_anchors.pem(),
-            SERVER_NAME,
+            self._server_name,
+            key_log=self._write_key_log,
             version=scenario.version,
             psk_ke=scenario.mode == "psk_ke",
         )
-        request = request_bytes(self._payload, host=SERVER_NAME)
+        request = request_bytes(self._payload, host=self._server_name)
         early = scenario.mode == "0-RTT"
         with client.connect(
             address,
             ticket=self._tickets.get(scenario.resumes),
             early_data=(request,) if early else (),
-            timeout_seconds=SESSION_DEADLINE_SECONDS,
+            timeout_seconds=self._deadline_seconds,
         ) as session:
             _require_resumption(scenario, resumed=session.resumed)
             if not early:
                 session.sendall(request)
-            require_acknowledged(session, self._payload)
+            self._await_answer(session)
             ticket = session.ticket
         if scenario.resumes or ticket is None:
             return {}

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     from interop.peers.names import TLSVersion
 
-__all__ = ["OUR_SERVERS", "SCENARIOS", "ClientKind", "Scenario", "ServerKind"]
+__all__ = ["OUR_SERVERS", "SCENARIOS", "TARGET_SCENARIOS", "ClientKind", "Scenario", "ServerKind"]
 
 ClientKind: TypeAlias = Literal[
     "pfs", "telltale", "openssl s_client", "curl", "static-rsa", "tickets"
 ]
 ServerKind: TypeAlias = Literal[
-    "blocking", "asyncio", "resuming", "static-rsa", "tickets", "reusing"
+    "blocking", "asyncio", "resuming", "static-rsa", "tickets", "reusing", "target"
 ]
 ResumptionMode: TypeAlias = Literal["", "psk_dhe_ke", "psk_ke", "0-RTT"]
 
@@ -112,6 +112,42 @@ SCENARIOS = (
             resumes="ticket-tls13",
             mode=mode,
             ticket_key="tickets",
+        )
+        for mode in ("psk_dhe_ke", "psk_ke", "0-RTT")
+    ),
+)
+
+# What is tried on somebody's own server: what it should do, and then what it had better refuse.
+TARGET_SCENARIOS = (
+    Scenario("target-tls12-ecdhe", "pfs", "target", "1.2"),
+    Scenario("target-tls13-x25519", "pfs", "target", "1.3", "x25519"),
+    Scenario("target-tls13-secp256r1", "pfs", "target", "1.3", "secp256r1"),
+    Scenario("target-tls13-x25519mlkem768", "pfs", "target", "1.3", "X25519MLKEM768"),
+    Scenario("target-s_client-tls12", "openssl s_client", "target", "1.2"),
+    Scenario("target-s_client-tls13", "openssl s_client", "target", "1.3"),
+    Scenario("target-curl-tls13", "curl", "target", "1.3"),
+    *(
+        Scenario(
+            f"target-told-{group.lower()}",
+            "telltale",
+            "target",
+            "1.3",
+            group,
+            f"target-told-{group.lower()}",
+        )
+        for group in ("x25519", "secp256r1", "X25519MLKEM768")
+    ),
+    Scenario("target-static-rsa", "static-rsa", "target", "1.2"),
+    Scenario("target-tls12-ticket", "tickets", "target", "1.2"),
+    Scenario("target-tls13-ticket", "tickets", "target", "1.3"),
+    *(
+        Scenario(
+            f"target-tls13-{mode.lower().replace('-', '')}",
+            "tickets",
+            "target",
+            "1.3",
+            resumes="target-tls13-ticket",
+            mode=mode,
         )
         for mode in ("psk_dhe_ke", "psk_ke", "0-RTT")
     ),

@@ -165,14 +165,16 @@ class _Asking:
 
     def _usable(self, theft: Theft) -> tuple[Path | None, list[Path]]:
         """Return what tshark can use of a theft: one key log, and RSA keys."""
+        if not theft.files:
+            raise _Unanswered("the key is not in the evidence")
         paths = [self._directory / file for file in theft.files]
-        if paths and all(path.name.endswith(layout.KEY_LOG_SUFFIX) for path in paths):
+        if all(path.name.endswith(layout.KEY_LOG_SUFFIX) for path in paths):
             if len(paths) == 1:
                 return paths[0], []
             joined = self._private / f"{theft.name.replace(':', '-')}{layout.KEY_LOG_SUFFIX}"
             joined.write_bytes(b"".join(read_bounded(path, _MAX_KEY_BYTES) for path in paths))
             return joined, []
-        if paths and all(path.name.endswith(layout.SERVER_KEY_SUFFIX) for path in paths):
+        if all(path.name.endswith(layout.SERVER_KEY_SUFFIX) for path in paths):
             rsa_keys = [path for path in paths if _is_rsa(path)]
             if rsa_keys:
                 return None, rsa_keys

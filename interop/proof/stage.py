@@ -68,6 +68,7 @@ class Stage:
                         resumes=scenario.resumes,
                         ticket_key=scenario.ticket_key,
                         client_key=scenario.client_key,
+                        target=scenario.server == "target",
                     )
                 )
             progress.advance(number)

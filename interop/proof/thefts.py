@@ -24,6 +24,7 @@ from interop.proof.model import (
     KEY_STORE,
     LATER_TRAFFIC,
     SERVER_KEY,
+    TARGET_KEY,
     TRAFFIC,
     Theft,
     ephemeral_key_of,
@@ -64,14 +65,20 @@ class _Row(NamedTuple):
     files: tuple[str, ...]
 
 
-def thefts(directory: Path, sessions: Sequence[Session]) -> Iterator[tuple[Theft, KeyMaterial]]:
+def thefts(
+    directory: Path, sessions: Sequence[Session], *, target_key: Path | None = None
+) -> Iterator[tuple[Theft, KeyMaterial]]:
     """Yield every theft with what it hands to the attacker, in the order of the rows.
 
+    `target_key` is the key of somebody's own server, which the directory does not hold.
     Raises `InputError`, or a `CertsError` for the key store, where the directory lacks something or
     holds something else.
     """
     for row in _long_term_keys(directory, sessions):
         yield _theft(row), _read(directory, row)
+    if target_key is not None:
+        stolen, _ = load_stolen(StolenFiles(server_keys=[target_key]))
+        yield Theft(name=TARGET_KEY, title="The target's key", files=()), stolen
     in_store = _keys_of_store(directory)
     authorities = tuple(key for key in in_store if key.name in _AUTHORITIES)
     if len(authorities) < len(_AUTHORITIES):

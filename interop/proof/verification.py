@@ -30,6 +30,7 @@ from interop.proof.opinions import SecondOpinion, contradictions
 from interop.proof.replay import MANNERS, client_flight, was_sent
 from interop.proof.report.html import render_html
 from interop.proof.statement import predicate_of
+from interop.proof.target import spki_sha256
 from interop.wire.session import KeyMaterial
 
 if TYPE_CHECKING:
@@ -67,17 +68,27 @@ class Verification(msgspec.Struct, frozen=True):
 
 
 def verify(
-    directory: Path, *, fingerprint: str | None = None, ask_again: bool = True
+    directory: Path,
+    *,
+    fingerprint: str | None = None,
+    ask_again: bool = True,
+    target_key: Path | None = None,
 ) -> Verification:
     """Check `directory`; with `fingerprint`, it must be signed by that key.
 
-    Without `ask_again`, no second opinion is asked for. Raises `InputError` where `directory` is no
-    evidence directory at all.
+    Without `ask_again`, no second opinion is asked for. `target_key` is the file of the target's
+    key, for evidence about somebody's own server, which does not hold it. Raises `InputError` where
+    `directory` is no evidence directory at all, or the target's key is missing or another one.
     """
     signer, changes, predicate = check_manifest(directory, fingerprint=fingerprint)
     try:
         report = _read(directory)
-        disagreements = list(_recompute(directory, report))
+    except (InteropError, CertsError) as error:
+        changes.append(Change("evidence", str(error)))
+        return Verification(signer, tuple(changes), (), None)
+    _require_target_key(report, target_key)
+    try:
+        disagreements = list(_recompute(directory, report, target_key))
         repeated: SecondOpinion | None = None
         notes: list[str] = []
         if ask_again and not changes:
@@ -93,6 +104,17 @@ def verify(
     return Verification(
         signer, tuple(changes), tuple(disagreements), report, tuple(notes), repeated
     )
+
+
+def _require_target_key(report: Report, target_key: Path | None) -> None:
+    if bool(report.target) is (target_key is None):
+        raise InputError(
+            f"this evidence is about {report.target}, whose key it does not hold; give --server-key"
+            if report.target
+            else "this evidence is about no server of anybody's: leave --server-key out"
+        )
+    if target_key is not None and spki_sha256(target_key) != report.target_key_sha256:
+        raise InputError(f"{target_key}: not the key that {report.target} had in this evidence")
 
 
 def _ask_again(directory: Path, report: Report) -> tuple[SecondOpinion, list[str], list[str]]:
@@ -145,7 +167,7 @@ def _compare_wording(directory: Path, report: Report, disagreements: list[str]) 
     if made_by != ours:
         return [f"the page and the limits were not compared: pfs-transport {made_by} wrote them"]
     skipped = ((entry.name, entry.reason) for entry in report.skipped)
-    if report.not_tested != not_tested(skipped, report.second_opinion):
+    if report.not_tested != not_tested(skipped, report.second_opinion, report.target):
         disagreements.append("the report does not state all that was not tested")
     rendered = render_html(report).encode("utf-8", "replace")
     try:
@@ -168,7 +190,7 @@ def _read(directory: Path) -> Report:
         raise InputError(f"{path}: {error.strerror}") from error
 
 
-def _recompute(directory: Path, report: Report) -> list[str]:
+def _recompute(directory: Path, report: Report, target_key: Path | None) -> list[str]:
     """Return a sentence for each statement of the report that recomputing does not yield."""
     sessions = tuple(
         observe_session(
@@ -180,6 +202,7 @@ def _recompute(directory: Path, report: Report) -> list[str]:
             resumes=session.resumes,
             ticket_key=session.ticket_key,
             client_key=session.client_key,
+            target=session.target,
         )
         for session in report.sessions
     )
@@ -188,6 +211,7 @@ def _recompute(directory: Path, report: Report) -> list[str]:
         sessions,
         payload_bytes=report.payload_bytes,
         payload_sha256=report.payload_sha256,
+        target_key=target_key,
     )
     tallies = _tallies(directory)
     replays = tuple(
@@ -204,6 +228,7 @@ def _recompute(directory: Path, report: Report) -> list[str]:
             tallies=tallies,
             replays=replays,
             replay_control=replay_control,
+            target=report.target,
         ),
         *contradictions(cells, report.second_opinion),
     )

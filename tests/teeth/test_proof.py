@@ -27,12 +27,13 @@ from interop.errors import InteropError
 from interop.identity import SERVER_NAME, issue_identity
 from interop.peers.faulty import Fault, FaultyRecipe
 from interop.progress import SilentProgress
-from interop.proof import experiment, model, opinions
+from interop.proof import experiment, layout, model, opinions
 from interop.proof.application import request_bytes
 from interop.proof.model import Replay
 from interop.proof.opinions import Opinion, SecondOpinion
 from interop.proof.scenarios import Scenario
 from interop.proof.servers import Identity
+from interop.proof.target import OwnServer
 from interop.replay.controls import RecordStream, unprotected_server
 from interop.wire.key_log import KeyLog
 from interop.wire.material import KeyMaterial
@@ -739,9 +740,57 @@ def test_a_server_with_no_fault_is_not_accused_by_its_census(
         assert with_census(evidence, tmp_path) == ("proved", ())
 
 
+# A run about somebody's own server: some of our sessions pass for the target's.
+
+
+def about_a_target(*names: str, key: str = "server") -> Callable[[Any], Any]:
+    """Let the run be about a server with a key of ours, and these be its sessions."""
+
+    def change(original: Any) -> Any:
+        def judge(directory: Path, *rest: Any, sessions: Any, **options: Any) -> Any:
+            target = OwnServer(
+                address=("127.0.0.1", 443),
+                server_name="localhost",
+                trust_anchors=issue_identity().trust_anchors,
+                private_key=directory / layout.server_key_of(key),
+            )
+            sessions = tuple(
+                msgspec.structs.replace(each, target=each.name in names) for each in sessions
+            )
+            return original(directory, *rest, sessions=sessions, target=target, **options)
+
+        return judge
+
+    return change
+
+
+TARGETS = (
+    Mutant("a target that nobody saw", JUDGE, about_a_target(),
+        "no forward-secret session with 127.0.0.1:443 was recorded"),
+    Mutant("a target that takes static RSA", JUDGE, about_a_target("tls13-x25519", CONTROL),
+        "127.0.0.1:443 does TLS 1.2 without forward secrecy: static RSA"),
+    Mutant("a target that gives out tickets", JUDGE, about_a_target("tls13-x25519", "ticket-tls12"),
+        "gives out a ticket that holds the main secret"),
+    Mutant("another key than the target's", JUDGE, about_a_target("tls13-x25519", key="control"),
+        "nothing shows that target-key is what it says"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", TARGETS, ids=repr)
+def test_what_a_target_should_not_do_refutes(evidence: Evidence, mutant: Mutant) -> None:
+    with in_force(mutant.place, mutant.change):
+        found = evidence.judge()
+    refutes(found, mutant.said)
+
+
+def test_a_target_that_does_as_it_should_is_proved(evidence: Evidence) -> None:
+    with in_force(JUDGE, about_a_target("tls12-ecdhe", "tls13-x25519")):
+        assert evidence.judge() == ("proved", ())
+
+
 def test_every_claim_has_a_mutant() -> None:
     claims = sentences_of(model, "_failures", "contradiction")
     claims |= sentences_of(opinions, "contradictions")
-    said = {mutant.said for mutant in (*ATTACKERS, *LEFT_OUT, *ENDPOINTS, *FAULTS)}
+    said = {mutant.said for mutant in (*ATTACKERS, *LEFT_OUT, *ENDPOINTS, *FAULTS, *TARGETS)}
     assert len(claims) > 15
     assert {claim for claim in claims if not any(claim in each for each in said)} == set()

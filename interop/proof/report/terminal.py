@@ -43,6 +43,9 @@ def print_report(console: Console, report: Report) -> None:
     console.print(f"census   {_census_line(report)}")
     console.print(f"replays  {_replay_line(report)}")
     console.print(f"second   {second_opinion_line(report)}", markup=False)
+    if report.target:
+        shown = sum(session.target for session in report.sessions)
+        console.print(f"target   {report.target}: {shown} of the sessions", markup=False)
     for failure in report.failures:
         console.print(Text(f"refuted  {failure}", style="bold red"))
     style = "bold green" if report.verdict == "proved" else "bold red"

@@ -1,0 +1,133 @@
+"""Somebody's own server as what a proof is about: recorded beside the servers made for the run.
+
+The run is the same, controls and all; sessions with the target come on top of it. What a target
+should do is tried first, then what it had better refuse: static RSA, a TLS 1.2 ticket, resumption
+without a key exchange, 0-RTT data. A session that it refuses is named with its reason, and one that
+it should have refused is recorded, opens, and refutes.
+
+Two things are different. Secrets come from the clients' key logs, since the target's are its own.
+And its private key stays where it is: the evidence says which key it was, and does not hold it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from interop.errors import InteropError, PeerUnavailable
+from interop.proof.application import Application
+from interop.proof.compromise import attack_recording
+from interop.proof.recording import Recorder
+from interop.proof.scenarios import TARGET_SCENARIOS
+from interop.proof.servers import Server
+from interop.proof.stage import Stage
+from interop.proof.stolen import StolenFiles, load_stolen
+from interop.wire.key_log import KeyLog
+from interop.wire.material import KeyMaterial
+from transport import KeyLogBuffer, TransportError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from certs.credential import TrustAnchors
+    from interop.peers.endpoints import Address
+    from interop.proof.model import Session, Skipped
+    from interop.proof.progress import Progress
+    from interop.proof.scenarios import Scenario
+
+__all__ = ["OwnServer", "record_target", "spki_sha256"]
+
+_DEADLINE_SECONDS: Final = 10.0  # some clients wait for an end that not every server makes
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnServer:
+    """A server that whoever runs this owns; `private_key` is the file of its key, in PEM."""
+
+    address: Address
+    server_name: str
+    trust_anchors: TrustAnchors
+    private_key: Path
+
+    @property
+    def name(self) -> str:
+        """HOST:PORT."""
+        host, port = self.address
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def spki_sha256(private_key: Path) -> str:
+    """Return the SHA-256 of a server key's SubjectPublicKeyInfo in hex; raises `InputError`."""
+    stolen, _ = load_stolen(StolenFiles(server_keys=[private_key]))
+    (key,) = stolen.server_private_keys
+    encoded = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(encoded).hexdigest()
+
+
+def record_target(
+    directory: Path, target: OwnServer, payload: bytes, private: Path, progress: Progress
+) -> tuple[tuple[Session, ...], tuple[Skipped, ...]]:
+    """Record sessions with the target, as `Stage.record` does; `private` is a temporary folder.
+
+    Raises `PeerUnavailable` where there was not one.
+    """
+    anchors_file = private / "target-anchors.pem"
+    anchors_file.write_bytes(target.trust_anchors.pem())
+    key_log = KeyLogBuffer()
+    server = Server(f"target {target.name}", target.address, Application(), key_log)
+
+    def recorder() -> Recorder:
+        return _Recorder(directory, target, payload, anchors_file, key_log)
+
+    stage = Stage(directory, TARGET_SCENARIOS, {"target": server}, recorder)
+    sessions, skipped = stage.record(progress)
+    if not sessions:
+        raise PeerUnavailable(f"no session with {target.name} could be made: {skipped[0].reason}")
+    return sessions, skipped
+
+
+class _Recorder(Recorder):
+    """Records what the target does; what it does not do is no failure of the run.
+
+    It cannot be asked what arrived. So a recording counts if its secrets open all that was sent.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        target: OwnServer,
+        payload: bytes,
+        anchors_file: Path,
+        key_log: KeyLogBuffer,
+    ) -> None:
+        super().__init__(
+            payload,
+            trust_anchors=target.trust_anchors,
+            trust_anchors_file=anchors_file,
+            server_name=target.server_name,
+            key_log=key_log,
+            acknowledged=False,
+            deadline_seconds=_DEADLINE_SECONDS,
+        )
+        self._directory = directory
+        self._sent = payload
+        self._secrets = key_log
+
+    def record(
+        self, scenario: Scenario, *, server_address: Address, capture: Path
+    ) -> dict[str, bytes]:
+        known = len(self._secrets.getvalue())
+        try:
+            files = super().record(scenario, server_address=server_address, capture=capture)
+            secrets = KeyMaterial(key_log=KeyLog.parse(self._secrets.getvalue()[known:]))
+            attempt = attack_recording(self._directory, scenario.name, secrets)
+        except PeerUnavailable:
+            raise
+        except (InteropError, TransportError, OSError) as error:
+            raise PeerUnavailable(f"the target does not do it: {error}") from error
+        if attempt.payload != self._sent:
+            raise PeerUnavailable("the target ended the session before all was sent")
+        return files

@@ -1,0 +1,241 @@
+"""`pfs prove --target`: the proof of somebody's own server, good ones and ones that it refutes."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from certs import profiles
+from certs.authority import CertificateAuthority
+from certs.key_types import KeyType
+from certs.keystore import KeyStore
+from certs.keystore.kek import FileKEK
+from interop.peers.endpoints import CredentialFiles, ServerOptions
+from interop.peers.gnutls import run_gnutls_http
+from interop.peers.nginx import run_nginx
+from interop.peers.telltale_server import TelltaleServer
+from interop.peers.weak import WeakServer
+from interop.proof.application import Application
+from interop.proof.model import TARGET_KEY, Report, read_report
+from transport import KeyLogBuffer
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from certs.credential import Credential
+
+    Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+class Files(NamedTuple):
+    """A server's credential, as files, and its authority."""
+
+    credential: Credential
+    chain: Path
+    key: Path
+    ca: Path
+
+    @property
+    def options(self) -> ServerOptions:
+        return ServerOptions(
+            credential=CredentialFiles(certificate_chain=self.chain, private_key=self.key)
+        )
+
+
+@pytest.fixture(scope="module")
+def issued(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Files]]:
+    folder = tmp_path_factory.mktemp("issued")
+    with KeyStore.create(folder / "store", FileKEK.create(folder / "kek")) as store:
+        now = datetime.now(UTC)
+        root = CertificateAuthority.create_root(store, "root", "target root", now)
+        issuing = root.issue_subordinate("issuing", "target CA", now)
+        found = {}
+        for name, key_type, profile in (
+            ("ec", KeyType.EC_P256, profiles.TLS_SERVER),
+            ("rsa", KeyType.RSA_3072, profiles.TLS_SERVER_KEY_TRANSPORT),
+        ):
+            credential = issuing.issue_server(
+                key_name=name,
+                key_type=key_type,
+                dns_names=("localhost",),
+                now=now,
+                profile=profile,
+            )
+            chain, key, ca = (folder / f"{name}.{kind}" for kind in ("chain", "key", "ca"))
+            chain.write_bytes(credential.certificates_pem())
+            key.touch(0o600)
+            key.write_bytes(credential.private_key_pem())
+            ca.write_bytes(root.trust_anchors.pem())
+            found[name] = Files(credential, chain, key, ca)
+        yield found
+
+
+def prove(
+    pfs: Run, out: Path, files: Files, address: tuple[str, int]
+) -> tuple[int, Report, subprocess.CompletedProcess[str]]:
+    done = pfs(
+        *("prove", "--out", out, "--target", f"localhost:{address[1]}"),
+        *("--server-key", files.key, "--ca", files.ca, "--handshakes", "40"),
+    )
+    assert done.returncode in {0, 1}, done.stderr
+    return done.returncode, read_report((out / "report.json").read_bytes()), done
+
+
+def seen(report: Report) -> dict[str, str]:
+    return {one.name: one.key_exchange for one in report.sessions if one.target}
+
+
+def test_nginx_is_proved_and_its_key_stays_where_it_is(
+    issued: dict[str, Files],
+    tmp_path: Path,
+    pfs: Run,
+    require_program: Callable[[str], object],
+) -> None:
+    require_program("nginx")
+    files, out = issued["ec"], tmp_path / "evidence"
+    with run_nginx(files.options, store_uploads=False) as server:
+        status, report, done = prove(pfs, out, files, server.address)
+    assert report.failures == ()
+    assert status == 0
+    names = seen(report)
+    assert {"target-tls12-ecdhe", "target-tls13-x25519", "target-told-secp256r1"} <= names.keys()
+    assert set(names.values()) == {"(EC)DHE"}
+    assert {"target-static-rsa", "target-tls13-psk_ke"} <= {one.name for one in report.skipped}
+    assert report.target in done.stdout
+    (theft,) = (one for one in report.thefts if one.name == TARGET_KEY)
+    assert theft.shown
+    assert report.handshakes == 40
+    assert report.tallies["client_random"].count == 40
+
+    private = load_pem_private_key(files.key.read_bytes(), None)
+    forms = [
+        private.private_bytes(encoding, PrivateFormat.PKCS8, NoEncryption())
+        for encoding in (Encoding.DER, Encoding.PEM)
+    ]
+    for path in out.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not any(form in content or form.strip() in content for form in forms), path
+
+    assert pfs("verify", out, "--server-key", files.key).returncode == 0
+    for arguments, words in (
+        ((), "give --server-key"),
+        (("--server-key", issued["rsa"].key), "not the key that"),
+    ):
+        refused = pfs("verify", out, *arguments)
+        assert refused.returncode == 2
+        assert words in refused.stderr
+    tampered = tmp_path / "tampered"
+    shutil.copytree(out, tampered)
+    text = (tampered / "report.json").read_text()
+    (tampered / "report.json").write_text(text.replace(report.target_key_sha256, "0" * 64))
+    changed = pfs("verify", tampered, "--server-key", files.key)
+    assert changed.returncode != 0
+
+
+def test_nginx_with_an_rsa_key_takes_static_rsa_as_it_comes_and_is_refuted(
+    issued: dict[str, Files], tmp_path: Path, pfs: Run, require_program: Callable[[str], object]
+) -> None:
+    require_program("nginx")
+    files = issued["rsa"]
+    with run_nginx(files.options, store_uploads=False) as server:
+        status, report, _ = prove(pfs, tmp_path / "evidence", files, server.address)
+    assert status == 1
+    assert seen(report)["target-tls13-x25519"] == "(EC)DHE"
+    assert [failure.partition(":")[0] for failure in report.failures] == ["target-static-rsa"]
+    opened = {cell.session for cell in report.cells if cell.stolen == TARGET_KEY and cell.whole}
+    assert opened == {"target-static-rsa"}
+
+
+def test_gnutls_is_seen_to_give_out_tickets_that_hold_main_secrets(
+    issued: dict[str, Files], tmp_path: Path, pfs: Run, require_program: Callable[[str], object]
+) -> None:
+    require_program("gnutls-serv")
+    files = issued["ec"]
+    with run_gnutls_http(files.options, b"answer") as server:
+        status, report, _ = prove(pfs, tmp_path / "evidence", files, server.address)
+    names = seen(report)
+    assert "target-tls13-x25519" in names
+    assert names.get("target-tls13-psk_dhe_ke", "psk_dhe_ke") == "psk_dhe_ke"
+    weak = [one.name for one in report.sessions if one.target and not one.forward_secret]
+    assert status == (1 if weak else 0)
+    assert all(any(name in failure for failure in report.failures) for name in weak)
+
+
+def test_a_server_that_resumes_without_a_key_exchange_is_refuted(
+    issued: dict[str, Files], tmp_path: Path, pfs: Run
+) -> None:
+    files, log = issued["ec"], KeyLogBuffer()
+    with TelltaleServer(
+        files.credential.certificates_pem(),
+        files.credential.private_key_pem(),
+        Application().serve,
+        key_log=log.write_line,
+    ) as server:
+        status, report, _ = prove(pfs, tmp_path / "evidence", files, server.address)
+    assert status == 1
+    names = seen(report)
+    assert names["target-tls13-psk_dhe_ke"] == "psk_dhe_ke"
+    for name, words in (
+        ("target-tls13-psk_ke", "TLS 1.3 without forward secrecy: psk_ke"),
+        ("target-tls13-0rtt", "TLS 1.3 without forward secrecy: 0-RTT"),
+        ("target-tls12-ticket", "TLS 1.2 without forward secrecy: gives out a ticket"),
+    ):
+        assert any(
+            failure.startswith(f"{name}: ") and words in failure for failure in report.failures
+        ), report.failures
+
+
+def test_a_server_that_takes_static_rsa_is_refuted_and_opened_by_its_key(
+    issued: dict[str, Files], tmp_path: Path, pfs: Run
+) -> None:
+    files, out = issued["rsa"], tmp_path / "evidence"
+    with WeakServer(files.chain, files.key, Application().serve) as server:
+        status, report, _ = prove(pfs, out, files, server.address)
+    assert status == 1
+    names = seen(report)
+    assert "target-static-rsa" in names
+    assert set(names.values()) == {"static RSA"}
+    opened = {cell.session for cell in report.cells if cell.stolen == TARGET_KEY and cell.whole}
+    assert opened == names.keys()
+    said = "\n".join(report.failures)
+    assert "target-static-rsa: " in said
+    assert "no forward-secret session with localhost" in said
+    assert "census: server_key_share: 0 seen" in said
+    assert pfs("verify", out, "--server-key", files.key).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--server-key", "KEY"), "go with --target"),
+        (("--target", "localhost:1"), "needs --server-key"),
+        (("--target", "localhost:1", "--server-key", "KEY"), "and --ca"),
+        (("--target", "nonsense", "--server-key", "KEY", "--ca", "CA"), "is not an address"),
+        (("--target", "localhost:1", "--server-key", "CA", "--ca", "CA"), "not a private key"),
+        (("--target", "localhost:1", "--server-key", "KEY", "--ca", "KEY"), "not readable PEM"),
+        (("--target", "localhost:1", "--server-key", "KEY", "--ca", "missing"), "No such file"),
+        (("--target", "localhost:1", "--server-key", "KEY", "--ca", "CA"), "could be made"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    issued: dict[str, Files], tmp_path: Path, pfs: Run, options: tuple[str, ...], words: str
+) -> None:
+    paths = {"KEY": str(issued["ec"].key), "CA": str(issued["ec"].ca)}
+    out = tmp_path / "evidence"
+    done = pfs("prove", "--out", out, *(paths.get(one, one) for one in options))
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
