@@ -72,8 +72,13 @@ def prove(
     where `out` cannot be written; then, and on any other exception, `out` is as it was before.
     """
     started = datetime.now(UTC)
+    # Now, and not when all has been recorded.
+    if not 1 <= handshakes <= MOST_HANDSHAKES_IN_MEMORY:
+        raise InputError(
+            f"a census takes 1 to {MOST_HANDSHAKES_IN_MEMORY:,} handshakes, not {handshakes:,}"
+        )
     if target is not None:
-        spki_sha256(target.private_key)  # now, and not when all has been recorded
+        spki_sha256(target.private_key)
     with (
         whole_directory(out, may_replace=is_evidence) as directory,
         tempfile.TemporaryDirectory(prefix="pfs-prove-") as private,
@@ -85,6 +90,9 @@ def prove(
         with KeyStore.create(Path(private, "store.sqlite3"), f"file:{kek}") as store:
             progress.stage("issuing certificates")
             identity = _issue(store)
+            theirs: tuple[tuple[Session, ...], tuple[Skipped, ...]] = ((), ())
+            if target is not None:
+                theirs = record_target(directory, target, payload, Path(private), progress)
             with ExitStack() as stack:
                 anchors_file = Path(private, "anchors.pem")
                 anchors_file.write_bytes(identity.trust_anchors.pem())
@@ -99,9 +107,7 @@ def prove(
                 stage = Stage(directory, SCENARIOS, servers, recorder)
                 sessions, skipped = stage.record(progress)
                 replays, replay_control = stage.replay(sessions, progress)
-            if target is not None:
-                more = record_target(directory, target, payload, Path(private), progress)
-                sessions, skipped = sessions + more[0], skipped + more[1]
+            sessions, skipped = sessions + theirs[0], skipped + theirs[1]
             _steal(directory, store, kek, identity)
             census = _take_census(directory, handshakes, target or identity, progress)
             progress.stage("attacking the recordings")
@@ -166,10 +172,6 @@ def _take_census(
     directory: Path, handshakes: int, subject: Identity | OwnServer, progress: Progress
 ) -> dict[str, int | Tally]:
     """Count the values of handshakes in memory with our own endpoints, or with the target."""
-    if not 1 <= handshakes <= MOST_HANDSHAKES_IN_MEMORY:
-        raise InputError(
-            f"a census takes 1 to {MOST_HANDSHAKES_IN_MEMORY:,} handshakes, not {handshakes:,}"
-        )
     progress.stage("census of session keys", total=handshakes)
     tallies = MemoryTallies()
     if isinstance(subject, OwnServer):

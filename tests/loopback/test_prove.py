@@ -334,7 +334,7 @@ def test_verify_agrees_offline(
     done = pfs("verify", proof.directory, "--fingerprint", signed[1])
     assert (done.returncode, done.stderr) == (0, "")
     assert "intact" in done.stdout
-    as_json = pfs("verify", "--json", proof.directory)
+    as_json = pfs("verify", "--json", "--no-tshark", proof.directory)
     assert json.loads(as_json.stdout)["report"]["verdict"] == "proved"
 
 
@@ -493,7 +493,9 @@ def test_a_replay_that_executed_would_be_counted(copy: Path) -> None:
 def test_json_is_the_report_and_nothing_else(
     tmp_path: Path, pfs: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    done = pfs("prove", "--json", "--handshakes", "6", "--out", tmp_path / "evidence")
+    done = pfs(
+        "prove", "--json", "--no-tshark", "--handshakes", "6", "--out", tmp_path / "evidence"
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.encode() == (tmp_path / "evidence/report.json").read_bytes()
     report = msgspec.json.decode(done.stdout)
@@ -505,7 +507,7 @@ def test_earlier_evidence_is_replaced_and_other_folders_are_not(
 ) -> None:
     out = tmp_path / "evidence"
     shutil.copytree(proof.directory, out)
-    assert pfs("prove", "--handshakes", "6", "--out", out).returncode == 0
+    assert pfs("prove", "--no-tshark", "--handshakes", "6", "--out", out).returncode == 0
     assert check_manifest(out)[0] != check_manifest(proof.directory)[0]
     keep = tmp_path / "keep"
     keep.mkdir()
@@ -569,7 +571,15 @@ def test_a_payload_of_many_records_comes_through_whole(
     payload = tmp_path / "payload"
     payload.write_bytes(os.urandom(3_000_001))
     done = pfs(
-        "prove", "--payload", payload, "--handshakes", "6", "--out", tmp_path / "evidence", "--json"
+        "prove",
+        "--payload",
+        payload,
+        "--no-tshark",
+        "--handshakes",
+        "6",
+        "--json",
+        "--out",
+        tmp_path / "evidence",
     )
     report = json.loads(done.stdout)
     assert report["failures"] == []

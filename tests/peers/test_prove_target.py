@@ -82,11 +82,11 @@ def issued(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Files
 
 
 def prove(
-    pfs: Run, out: Path, files: Files, address: tuple[str, int]
+    pfs: Run, out: Path, files: Files, address: tuple[str, int], *more: str
 ) -> tuple[int, Report, subprocess.CompletedProcess[str]]:
     done = pfs(
         *("prove", "--out", out, "--target", f"localhost:{address[1]}"),
-        *("--server-key", files.key, "--ca", files.ca, "--handshakes", "40"),
+        *("--server-key", files.key, "--ca", files.ca, "--handshakes", "40", *more),
     )
     assert done.returncode in {0, 1}, done.stderr
     return done.returncode, read_report((out / "report.json").read_bytes()), done
@@ -150,7 +150,7 @@ def test_nginx_with_an_rsa_key_takes_static_rsa_as_it_comes_and_is_refuted(
     require_program("nginx")
     files = issued["rsa"]
     with run_nginx(files.options, store_uploads=False) as server:
-        status, report, _ = prove(pfs, tmp_path / "evidence", files, server.address)
+        status, report, _ = prove(pfs, tmp_path / "evidence", files, server.address, "--no-tshark")
     assert status == 1
     assert seen(report)["target-tls13-x25519"] == "(EC)DHE"
     assert [failure.partition(":")[0] for failure in report.failures] == ["target-static-rsa"]
@@ -164,7 +164,7 @@ def test_gnutls_is_seen_to_give_out_tickets_that_hold_main_secrets(
     require_program("gnutls-serv")
     files = issued["ec"]
     with run_gnutls_http(files.options, b"answer") as server:
-        status, report, _ = prove(pfs, tmp_path / "evidence", files, server.address)
+        status, report, _ = prove(pfs, tmp_path / "evidence", files, server.address, "--no-tshark")
     names = seen(report)
     assert "target-tls13-x25519" in names
     assert names.get("target-tls13-psk_dhe_ke", "psk_dhe_ke") == "psk_dhe_ke"
@@ -183,7 +183,7 @@ def test_a_server_that_resumes_without_a_key_exchange_is_refuted(
         Application().serve,
         key_log=log.write_line,
     ) as server:
-        status, report, _ = prove(pfs, tmp_path / "evidence", files, server.address)
+        status, report, _ = prove(pfs, tmp_path / "evidence", files, server.address, "--no-tshark")
     assert status == 1
     names = seen(report)
     assert names["target-tls13-psk_dhe_ke"] == "psk_dhe_ke"
@@ -202,7 +202,7 @@ def test_a_server_that_takes_static_rsa_is_refuted_and_opened_by_its_key(
 ) -> None:
     files, out = issued["rsa"], tmp_path / "evidence"
     with WeakServer(files.chain, files.key, Application().serve) as server:
-        status, report, _ = prove(pfs, out, files, server.address)
+        status, report, _ = prove(pfs, out, files, server.address, "--no-tshark")
     assert status == 1
     names = seen(report)
     assert "target-static-rsa" in names
@@ -213,7 +213,7 @@ def test_a_server_that_takes_static_rsa_is_refuted_and_opened_by_its_key(
     assert "target-static-rsa: " in said
     assert "no forward-secret session with localhost" in said
     assert "census: server_key_share: 0 seen" in said
-    assert pfs("verify", out, "--server-key", files.key).returncode == 1
+    assert pfs("verify", "--no-tshark", out, "--server-key", files.key).returncode == 1
 
 
 @pytest.mark.parametrize(
