@@ -16,7 +16,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts" / "bench"
 BENCHMARKS = {
     "attack.py": (
         ["--megabytes", "1", "--sessions", "10", "--runs", "1"],
-        r"whole processes: +[\d.]+ times tshark",
+        r"whole processes, by the clock: +[\d.]+ times tshark",
     ),
     "capture_memory.py": (
         ["--megabytes", "2", "--sessions", "30", "--distinct", "10"],
