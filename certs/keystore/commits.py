@@ -21,7 +21,8 @@ and done again with a savepoint around each part. What concerns the database as 
 full, lost) fails the batch, and each caller gets that error. A part may thus run twice.
 
 *The records* of a batch are appended to the audit log in one go after its parts have succeeded, in
-the order of the queue. An operation that only reads has no part, just a record.
+the order of the queue, but those of operations that only read, which have nothing else in the
+batch, before all changes: what they read was from before it.
 
 *A part runs on the leader's thread* and must not start another commit.
 
@@ -188,7 +189,8 @@ class GroupCommit:
                 if not end.is_ours:
                     self.memory.forget()
                 entries = []
-                for part in batch:
+                # An answer follows from what was before the batch: it is logged before the changes.
+                for part in sorted(batch, key=lambda part: part.work is not None):
                     self._attempt(connection, part, manner)
                     if part.error is None:
                         changed = changed or part.work is not None

@@ -214,6 +214,26 @@ def test_an_interrupted_leader_leaves_the_others_an_error_and_the_store_in_use(
     store.create_key("b", KeyType.ED25519)
 
 
+def test_an_answer_is_logged_before_the_change_that_shares_its_commit(
+    store: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.sign("signs", b"remembered")
+    gathering = Gathering(store, monkeypatch)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(store.sign, "signs", b"first")
+        assert gathering.inside.wait(DEADLINE_SECONDS)
+        disabled = pool.submit(store.disable, "signs")
+        wait_for(store, 1)
+        signed = pool.submit(store.sign, "signs", b"second")
+        wait_for(store, 2)
+        gathering.go_on.set()
+        first.result(DEADLINE_SECONDS)
+        disabled.result(DEADLINE_SECONDS)
+        signed.result(DEADLINE_SECONDS)
+    told = [(e.operation, e.outcome) for _, e in store.audit_entries()]
+    assert told[-4:-1] == [("sign", "done"), ("sign", "done"), ("disable", "done")]
+
+
 def names(store: KeyStore) -> list[str]:
     return [info.name for info in KeyStore.keys(store)]
 
