@@ -66,6 +66,7 @@ def test_scripts_prove_in_a_fresh_checkout_then_again_without_a_network(checkout
         "scripts/prove",
         "--handshakes",
         "60",
+        "--no-tshark",
         cwd=checkout,
         PIP_NO_INDEX="1",
         PIP_INDEX_URL="http://127.0.0.1:9/",
@@ -87,7 +88,7 @@ def test_a_wheel_in_an_empty_environment_proves(checkout: Path, tmp_path: Path) 
     assert run(sys.executable, "-m", "venv", venv, cwd=desk).returncode == 0
     installed = run(venv / "bin/pip", "install", "--quiet", wheel, cwd=desk)
     assert installed.returncode == 0, installed.stderr
-    done = run(venv / "bin/pfs", "prove", "--json", "--handshakes", "60", cwd=desk)
+    done = run(venv / "bin/pfs", "prove", "--json", "--no-tshark", cwd=desk)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["verdict"] == "proved"
     verified = run(venv / "bin/pfs", "verify", "evidence", cwd=desk)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from typing import Final
 
 __all__ = ["FORKS", "Forks", "close_politely", "prepare_socket"]
@@ -71,11 +72,12 @@ def close_politely(transport: socket.socket) -> None:
     """
     try:
         transport.shutdown(socket.SHUT_WR)
-        discarded = 0
-        while discarded < _MAX_DISCARDED_BYTES and (chunk := transport.recv(_READ_BYTES)):
-            discarded += len(chunk)
+        with suppress(BlockingIOError):  # nothing more to discard
+            discarded = 0
+            while discarded < _MAX_DISCARDED_BYTES and (chunk := transport.recv(_READ_BYTES)):
+                discarded += len(chunk)
         transport.shutdown(socket.SHUT_RDWR)  # wakes threads that still wait in poll(2)
-    except OSError:  # not connected any more, or nothing more to discard
+    except OSError:  # not connected any more
         pass
     finally:
         transport.close()

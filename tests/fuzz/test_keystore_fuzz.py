@@ -1,6 +1,8 @@
 """Every byte of a small store's file, flipped in turn: what was stored, or a typed error.
 
 Never a wrong key, never a secret that differs, never a disabled key that signs, never a traceback.
+Each part flips every seventeenth byte, so each reaches into all of the file; `scripts/fuzz` runs
+them all.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.slow]
 
-PARTS = 8
+PARTS = 17  # odd, so that none has all the bytes at round addresses
 
 
 def make(path: Path, kek: FileKEK) -> None:
@@ -55,7 +57,9 @@ def observed(path: Path, kek: FileKEK) -> dict[str, bytes | str]:
     return found
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize(
+    "part", [0, 1, *(pytest.param(part, marks=pytest.mark.long) for part in range(2, PARTS))]
+)
 def test_every_flipped_byte_gives_what_was_stored_or_a_typed_error(
     tmp_path: Path, part: int
 ) -> None:
@@ -93,4 +97,4 @@ def test_every_flipped_byte_gives_what_was_stored_or_a_typed_error(
         }
         assert wrong == {}, position
         refused += found != right
-    assert refused > 100
+    assert refused > 50

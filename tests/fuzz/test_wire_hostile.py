@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 CLIENT, SERVER = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
 VECTORS = Path(__file__).parents[1] / "vectors" / "rfc8448"
 
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-LONG = settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+LONG = settings(max_examples=50_000, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 Pieces = list[tuple[Direction, bytes]]
@@ -386,7 +386,7 @@ def test_mutated_sessions_give_true_plaintext_or_none(data: st.DataObject) -> No
 
 
 @pytest.mark.fuzz
-@pytest.mark.slow
+@pytest.mark.long
 @given(st.data())
 @LONG
 def test_mutated_sessions_give_true_plaintext_or_none_at_length(data: st.DataObject) -> None:
@@ -462,7 +462,7 @@ def test_arbitrary_bytes_give_a_result(pieces: Pieces, start: int) -> None:
 
 
 @pytest.mark.fuzz
-@pytest.mark.slow
+@pytest.mark.long
 @given(STREAMS, st.integers(0, 12))
 @LONG
 def test_arbitrary_bytes_give_a_result_at_length(pieces: Pieces, start: int) -> None:

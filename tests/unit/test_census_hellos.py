@@ -19,7 +19,7 @@ from transport import DEFAULT_POLICY, get_policy
 from transport.context import client_context, server_context
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-LONG = settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck))
+LONG = settings(max_examples=50_000, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 class Flights(NamedTuple):
@@ -192,6 +192,7 @@ def test_spoiled_bytes_give_values_or_a_typed_error(
 
 
 @pytest.mark.fuzz
+@pytest.mark.long
 @SPOILED
 @LONG
 def test_spoiled_bytes_for_long(version: str, position: int, octet: int, piece_bytes: int) -> None:
