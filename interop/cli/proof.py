@@ -11,6 +11,13 @@ __all__ = ["commands"]
 
 commands = typer.Typer()
 
+_CA = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="The authorities to trust the target by, in PEM."),
+]
+_SERVER_NAME = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The target's name; the host unless given.")
+]
 _JSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 _JUNIT = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write the claims as JUnit XML too.")
@@ -55,14 +62,8 @@ def _prove(  # noqa: PLR0917 - the command line names them all
         Path | None,
         typer.Option(metavar="PEM", help="The target's private key; it stays out of the evidence."),
     ] = None,
-    ca: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The authorities to trust the target by, in PEM."),
-    ] = None,
-    server_name: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The target's name; the host unless given."),
-    ] = None,
+    ca: _CA = None,
+    server_name: _SERVER_NAME = None,
     no_tshark: _NO_TSHARK = False,
     junit: _JUNIT = None,
     sarif: _SARIF = None,
@@ -206,14 +207,8 @@ def _replay(  # noqa: PLR0917 - the command line names them all
             help="A server of yours to replay at; servers of our own, made for it, unless given.",
         ),
     ] = None,
-    ca: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The authorities to trust the target by, in PEM."),
-    ] = None,
-    server_name: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The target's name; the host unless given."),
-    ] = None,
+    ca: _CA = None,
+    server_name: _SERVER_NAME = None,
     method: Annotated[
         str, typer.Option(metavar="METHOD", help="Of the requests; uploads need PUT or POST.")
     ] = "GET",

@@ -96,6 +96,17 @@ PEERS: tuple[Peer, ...] = (
         key_log="SSLKEYLOGFILE",
     ),
     Peer(
+        name="haproxy",
+        executables=("haproxy",),
+        debian_package="haproxy",
+        roles=frozenset({Role.SERVER}),
+        version_arguments=("-vv",),
+        version_pattern=r"^HAProxy version (\d+(?:\.\d+)+)",
+        openssl_pattern=r"Running on OpenSSL version : OpenSSL (\d+(?:\.\d+)+)",
+        minimum_version=(2, 5),  # the first that says when it is ready
+        tls_versions=("1.2", "1.3"),
+    ),
+    Peer(
         name="tshark",
         executables=("tshark",),
         debian_package="tshark",

@@ -136,7 +136,7 @@ def _ephemeral_keys(sessions: Sequence[Session]) -> Iterator[_Row]:
 def _tickets(sessions: Sequence[Session]) -> Iterator[_Row]:
     for key in sorted({session.ticket_key for session in sessions} - {""}):
         files = (layout.ticket_key_of(key),)
-        yield _Row(ticket_key_of(key), f"Ticket key {key}", "ticket_keys", files)
+        yield _Row(ticket_key_of(key), f"Ticket key of server {key}", "ticket_keys", files)
     issuing = {s.resumes for s in sessions if s.version == "TLS 1.3"} - {""}
     for name in sorted(issuing):
         title = f"Pre-shared keys of {name}'s tickets"

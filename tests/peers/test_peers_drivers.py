@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import stat
+import threading
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -21,6 +24,7 @@ from interop.peers.endpoints import (
     ServerOptions,
 )
 from interop.peers.gnutls import run_gnutls_echo, run_gnutls_http
+from interop.peers.haproxy import run_haproxy
 from interop.peers.names import STATIC_RSA_SUITE, SUITES, TLSVersion, supports_group
 from interop.peers.nginx import run_nginx
 from interop.peers.openssl import (
@@ -33,7 +37,7 @@ from interop.peers.openssl import (
 from interop.peers.processes import PeerFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -45,6 +49,13 @@ COMMANDS = b"Q\nR\nk\nK\n\x00\r\nB\n"
 PAYLOAD = COMMANDS + random.Random(1).randbytes(700_001)
 OLDER_RSA_SUITES = [name for name in SUITES if name.startswith(("TLS_ECDHE_RSA", "TLS_RSA"))]
 NOWHERE = ("127.0.0.1", 1)
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves files and does not log."""
+
+    def log_message(self, *_arguments: object) -> None:
+        return
 
 
 class Client(NamedTuple):
@@ -90,7 +101,7 @@ def options(credential: CredentialFiles, version: TLSVersion) -> ServerOptions:
     return ServerOptions(credential=credential, versions=(version,))
 
 
-@pytest.fixture(params=["openssl", "nginx", "gnutls-serv"])
+@pytest.fixture(params=["openssl", "nginx", "gnutls-serv", "haproxy"])
 def serve(
     request: pytest.FixtureRequest, require_program: Callable[[str], Program], tmp_path: Path
 ) -> Callable[[ServerOptions], AbstractContextManager[RunningServer]]:
@@ -99,9 +110,26 @@ def serve(
     require_program(kind)
     (tmp_path / "payload").write_bytes(PAYLOAD)
 
+    @contextlib.contextmanager
+    def haproxy(options: ServerOptions) -> Iterator[RunningServer]:
+        handler = partial(QuietHandler, directory=str(tmp_path))
+        with (
+            ThreadingHTTPServer(("127.0.0.1", 0), handler) as plain,
+            run_haproxy(options, ("127.0.0.1", plain.server_port)) as server,
+        ):
+            thread = threading.Thread(target=plain.serve_forever)
+            thread.start()
+            try:
+                yield server
+            finally:
+                plain.shutdown()
+                thread.join()
+
     def start(options: ServerOptions) -> AbstractContextManager[RunningServer]:
         if kind == "gnutls-serv":
             return run_gnutls_http(options, PAYLOAD)
+        if kind == "haproxy":
+            return haproxy(options)
         return (run_nginx if kind == "nginx" else run_s_server_files)(options, tmp_path)
 
     return start
@@ -438,6 +466,8 @@ def test_dead_server_gives_its_words_at_once(
         private_key=foreign_rsa_credential.private_key,
     )
     options = ServerOptions(credential=mismatched, start_seconds=3600)
-    words = "(?i)ended before it (listened|started a worker).*(mismatch|do not match)"
+    words = (
+        "(?i)ended before it (listened|started a worker).*(mismatch|do not match|inconsistencies)"
+    )
     with pytest.raises(PeerFailed, match=words), serve(options):
         pass

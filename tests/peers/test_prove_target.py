@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+import threading
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -21,6 +24,7 @@ from certs.keystore import KeyStore
 from certs.keystore.kek import FileKEK
 from interop.peers.endpoints import CredentialFiles, ServerOptions
 from interop.peers.gnutls import run_gnutls_http
+from interop.peers.haproxy import run_haproxy
 from interop.peers.nginx import run_nginx
 from interop.peers.telltale_server import TelltaleServer
 from interop.peers.weak import WeakServer
@@ -156,6 +160,48 @@ def test_nginx_with_an_rsa_key_takes_static_rsa_as_it_comes_and_is_refuted(
     assert [failure.partition(":")[0] for failure in report.failures] == ["target-static-rsa"]
     opened = {cell.session for cell in report.cells if cell.stolen == TARGET_KEY and cell.whole}
     assert opened == {"target-static-rsa"}
+
+
+class Backend(BaseHTTPRequestHandler):
+    """Takes uploads in the clear, as what stands behind a proxy."""
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(201)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_arguments: object) -> None:
+        return
+
+
+@pytest.mark.parametrize("tickets", [False, True])
+def test_haproxy_is_proved_unless_its_tickets_hold_main_secrets(
+    issued: dict[str, Files],
+    tmp_path: Path,
+    pfs: Run,
+    require_program: Callable[[str], object],
+    *,
+    tickets: bool,
+) -> None:
+    require_program("haproxy")
+    files = issued["ec"]
+    options = dataclasses.replace(files.options, tickets=tickets)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Backend) as plain:
+        thread = threading.Thread(target=plain.serve_forever)
+        thread.start()
+        try:
+            with run_haproxy(options, ("127.0.0.1", plain.server_port)) as server:
+                status, report, _ = prove(
+                    pfs, tmp_path / "evidence", files, server.address, "--no-tshark"
+                )
+        finally:
+            plain.shutdown()
+            thread.join()
+    refuted = {failure.partition(":")[0] for failure in report.failures}
+    assert refuted == ({"target-tls12-ticket", "target-s_client-tls12"} if tickets else set())
+    assert status == bool(tickets)
+    assert seen(report)["target-tls13-x25519"] == "(EC)DHE"
 
 
 def test_gnutls_is_seen_to_give_out_tickets_that_hold_main_secrets(
