@@ -77,6 +77,7 @@ def test_scripts_prove_in_a_fresh_checkout_then_again_without_a_network(checkout
     assert "environment" not in again.stderr
 
 
+@pytest.mark.long
 def test_a_wheel_in_an_empty_environment_proves(checkout: Path, tmp_path: Path) -> None:
     dist, venv, desk = tmp_path / "dist", tmp_path / "venv", tmp_path / "desk"
     desk.mkdir()

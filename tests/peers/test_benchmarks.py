@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "bench"
 BENCHMARKS = {
     "attack.py": (
@@ -50,7 +52,6 @@ BENCHMARKS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_benchmark_runs_and_prints_its_ratio(name: str) -> None:
     arguments, expected = BENCHMARKS[name]
@@ -65,7 +66,6 @@ def test_a_benchmark_runs_and_prints_its_ratio(name: str) -> None:
     assert re.search(expected, done.stdout), done.stdout
 
 
-@pytest.mark.slow
 def test_two_workers_are_compared_with_one() -> None:
     done = subprocess.run(
         [sys.executable, SCRIPTS / "handshakes.py", "--workers=2", "--seconds=1", "--rounds=1"],
@@ -78,7 +78,6 @@ def test_two_workers_are_compared_with_one() -> None:
     assert re.search(r"2 are [\d.]+ times 1 by the clock", done.stdout), done.stdout
 
 
-@pytest.mark.slow
 def test_a_whole_census_is_measured() -> None:
     done = subprocess.run(
         [sys.executable, SCRIPTS / "census.py", "--whole", "1000"],

@@ -379,6 +379,7 @@ OPINIONS = (
 
 
 @pytest.mark.peers
+@pytest.mark.long
 def test_an_opinion_that_is_not_the_other_programs_is_found_by_asking_again(
     copy: Path,
     require_program: Callable[[str], object],
