@@ -89,7 +89,7 @@ def test_a_wheel_in_an_empty_environment_proves(checkout: Path, tmp_path: Path) 
     assert run(sys.executable, "-m", "venv", venv, cwd=desk).returncode == 0
     installed = run(venv / "bin/pip", "install", "--quiet", wheel, cwd=desk)
     assert installed.returncode == 0, installed.stderr
-    done = run(venv / "bin/pfs", "prove", "--json", "--no-tshark", cwd=desk)
+    done = run(venv / "bin/pfs", "prove", "--json", "--no-tshark", "--handshakes", "60", cwd=desk)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["verdict"] == "proved"
     verified = run(venv / "bin/pfs", "verify", "evidence", cwd=desk)

@@ -6,12 +6,12 @@ import contextlib
 import random
 import socket
 import stat
-import threading
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+from plain_http import serving
 
 from interop.errors import InputError, PeerUnavailable
 from interop.peers.curl import fetch_with_curl, send_with_curl
@@ -113,17 +113,8 @@ def serve(
     @contextlib.contextmanager
     def haproxy(options: ServerOptions) -> Iterator[RunningServer]:
         handler = partial(QuietHandler, directory=str(tmp_path))
-        with (
-            ThreadingHTTPServer(("127.0.0.1", 0), handler) as plain,
-            run_haproxy(options, ("127.0.0.1", plain.server_port)) as server,
-        ):
-            thread = threading.Thread(target=plain.serve_forever)
-            thread.start()
-            try:
-                yield server
-            finally:
-                plain.shutdown()
-                thread.join()
+        with serving(handler) as backend, run_haproxy(options, backend) as server:
+            yield server
 
     def start(options: ServerOptions) -> AbstractContextManager[RunningServer]:
         if kind == "gnutls-serv":

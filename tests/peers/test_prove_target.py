@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import threading
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -16,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from plain_http import serving
 
 from certs import profiles
 from certs.authority import CertificateAuthority
@@ -187,17 +187,8 @@ def test_haproxy_is_proved_unless_its_tickets_hold_main_secrets(
     require_program("haproxy")
     files = issued["ec"]
     options = dataclasses.replace(files.options, tickets=tickets)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Backend) as plain:
-        thread = threading.Thread(target=plain.serve_forever)
-        thread.start()
-        try:
-            with run_haproxy(options, ("127.0.0.1", plain.server_port)) as server:
-                status, report, _ = prove(
-                    pfs, tmp_path / "evidence", files, server.address, "--no-tshark"
-                )
-        finally:
-            plain.shutdown()
-            thread.join()
+    with serving(Backend) as backend, run_haproxy(options, backend) as server:
+        status, report, _ = prove(pfs, tmp_path / "evidence", files, server.address, "--no-tshark")
     refuted = {failure.partition(":")[0] for failure in report.failures}
     assert refuted == ({"target-tls12-ticket", "target-s_client-tls12"} if tickets else set())
     assert status == bool(tickets)
