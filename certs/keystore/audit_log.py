@@ -71,6 +71,11 @@ class AuditLog:
         self._opened: tuple[bytes, Ed25519PrivateKey] | None = None
         self._known_end: tuple[int, bytes, bytes] | None = None
 
+    @property
+    def was_met(self) -> bool:
+        """Whether something was appended here, so that what others append will be noticed."""
+        return self._known_end is not None
+
     @classmethod
     def begin(cls, connection: Connection, keyring: Keyring, entry: AuditEntry) -> None:
         """Make the log's key and a log of one entry, in the transaction that makes the tables."""

@@ -20,9 +20,12 @@ go on. Since few fail, a batch is tried without precautions first; should one fa
 and done again with a savepoint around each part. What concerns the database as a whole (locked,
 full, lost) fails the batch, and each caller gets that error. A part may thus run twice.
 
+*New keys* of a batch are inserted together, by a statement for each table: a statement takes longer
+than what it says.
+
 *The records* of a batch are appended to the audit log in one go after its parts have succeeded, in
-the order of the queue, but those of operations that only read, which have nothing else in the
-batch, before all changes: what they read was from before it.
+the order of the queue, but what changes what was there comes last: the others of the batch go by
+what they read before.
 
 *A part runs on the leader's thread* and must not start another commit.
 
@@ -31,8 +34,8 @@ taken it yet; if one has, the thread waits for the outcome and then raises. One 
 leader undoes its batch, and the others of the batch are told that.
 
 *What operations relied on* may have been changed meanwhile, by another process or in an earlier
-batch: those are `Outdated`, are not recorded, and their callers do them again
-(`certs.keystore.memory`).
+batch: those are `Outdated`, are neither done nor recorded, and their callers do them again
+(`certs.keystore.memory`). New keys change nothing that anyone can have relied on.
 
 Batches are of one process. Several processes take turns at the database's write lock.
 """
@@ -43,6 +46,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast
 
 from certs.errors import StoreError, StoreFault
@@ -50,13 +54,14 @@ from certs.keystore.database import DuplicateRow
 from certs.keystore.memory import Memory, Outdated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy import Connection
 
     from certs.keystore.audit import AuditEntry
     from certs.keystore.audit_log import AuditLog
     from certs.keystore.database import Database
+    from certs.keystore.records import NewKey
 
 __all__ = ["GroupCommit"]
 
@@ -71,6 +76,7 @@ class _Part(Generic[_Result]):
 
     work: Callable[[Connection], _Result] | None
     entry: Callable[[], AuditEntry]
+    addition: NewKey | None = None
     relied_on: int | None = None  # the generation of what was remembered
     # Held until the part is done or its caller is to lead: a lock is the cheapest thing to wait on.
     turn: threading.Lock = field(default_factory=threading.Lock)
@@ -87,10 +93,16 @@ class _PartFailed(Exception):
 class GroupCommit:
     """The one door to the write lock of an open store; shared by all that act on it."""
 
-    def __init__(self, database: Database, log: AuditLog) -> None:
+    def __init__(
+        self,
+        database: Database,
+        log: AuditLog,
+        insert: Callable[[Connection, Sequence[NewKey]], None],
+    ) -> None:
         self.log = log
         self.memory = Memory()
         self._database = database
+        self._insert = insert
         self._lock = threading.Lock()
         self._waiting: deque[_Part[object]] = deque()
         self._arrived = threading.Condition(self._lock)
@@ -108,13 +120,17 @@ class GroupCommit:
         """
         return cast("_Result", self._run(_Part(work, entry)))
 
+    def add(self, addition: NewKey, entry: AuditEntry, relied_on: int | None) -> None:
+        """Insert a new key and record it; raises `DuplicateRow`, and otherwise as `record` does."""
+        self._run(_Part(None, lambda: entry, addition, relied_on))
+
     def record(self, entry: AuditEntry, relied_on: int | None) -> None:
         """Append one entry to the audit log, durably.
 
         `relied_on` is the memory's generation when an operation began that relied on it; raises
         `Outdated`, with nothing recorded, if it has forgotten since.
         """
-        self._run(_Part(None, lambda: entry, relied_on))
+        self._run(_Part(None, lambda: entry, relied_on=relied_on))
 
     def _run(self, part: _Part[object]) -> object:
         try:
@@ -188,9 +204,11 @@ class GroupCommit:
                 end = self.log.end(connection)
                 if not end.is_ours:
                     self.memory.forget()
+                parts = [part for part in batch if not self._is_outdated(part)]
+                if manner == "together":
+                    self._add_together(connection, parts)
                 entries = []
-                # An answer follows from what was before the batch: it is logged before the changes.
-                for part in sorted(batch, key=lambda part: part.work is not None):
+                for part in sorted(parts, key=lambda part: part.work is not None):
                     self._attempt(connection, part, manner)
                     if part.error is None:
                         changed = changed or part.work is not None
@@ -200,20 +218,37 @@ class GroupCommit:
             if changed:
                 self.memory.forget()
 
+    def _is_outdated(self, part: _Part[object]) -> bool:
+        if part.relied_on in (None, self.memory.generation):
+            return False
+        part.error = Outdated()
+        return True
+
+    def _add_together(self, connection: Connection, parts: list[_Part[object]]) -> None:
+        additions = [part.addition for part in parts if part.addition is not None]
+        try:
+            if additions:
+                self._insert(connection, additions)
+        except Exception:  # noqa: BLE001 - whose it is shows when each runs for himself
+            raise _PartFailed from None
+
+    def _insert_one(self, addition: NewKey, connection: Connection) -> None:
+        self._insert(connection, [addition])
+
     def _attempt(self, connection: Connection, part: _Part[object], manner: _Manner) -> None:
-        if part.relied_on not in (None, self.memory.generation):
-            part.error = Outdated()
-        if part.work is None:
+        addition = part.addition if manner != "together" else None
+        work = part.work if addition is None else partial(self._insert_one, addition)
+        if work is None:
             return
         if manner == "alone":
-            part.result = part.work(connection)
+            part.result = work(connection)
             return
         try:
             if manner == "together":
-                part.result = part.work(connection)
+                part.result = work(connection)
                 return
             with self._database.savepoint(connection):
-                part.result = part.work(connection)
+                part.result = work(connection)
         except Exception as error:  # whatever a part raises is its caller's, who gets it
             if manner == "together":
                 raise _PartFailed from None

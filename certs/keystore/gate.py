@@ -13,13 +13,13 @@
 in the audit log, durably, before the caller has anything. If recording fails, that failure takes
 the result's place: what cannot be recorded is not given out.
 
-*Again.* What only answers, and that often, is said by `Gate.answer`, which takes the block as a
-function of the act. It may rely on what the store remembers, and is done again if that turns out to
-hold no longer (`certs.keystore.memory`).
+*Again.* What is asked for often and changes nothing that was there goes through `Gate.by_memory`,
+which takes the block as a function of the act. It may rely on what the store remembers, and is done
+again if that turns out to hold no longer (`certs.keystore.memory`).
 
-*With.* An operation that changes the store does so in `Act.commit`: the change and its record are
-one commit (`certs.keystore.commits`). There is then nothing left to record at the block's end,
-unless the block raises after all.
+*With.* An operation that changes the store does so in `Act.commit`, or `Act.add` for a new key: the
+change and its record are one commit (`certs.keystore.commits`). There is then nothing left to
+record at the block's end, unless the block raises after all.
 
 What cannot be recorded: that the database cannot be written. Such a failure is only raised.
 
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from certs.keystore.commits import GroupCommit
     from certs.keystore.database import Database
     from certs.keystore.keyring import Keyring
+    from certs.keystore.records import NewKey
 
 __all__ = ["OPERATIONS", "Act", "Gate"]
 
@@ -128,6 +129,11 @@ class Act:
         self._recorded = True
         return result
 
+    def add(self, addition: NewKey) -> None:
+        """Insert a new key in a commit that also records success; `DuplicateRow` if it is taken."""
+        self._gate.commits.add(addition, self._gate.entry(self, "done"), self.relied_on)
+        self._recorded = True
+
     def find(self, what: tuple[object, ...], read: Callable[[Connection], _Result]) -> _Result:
         """Return what one reading statement finds, or what is remembered of it by this name."""
         return self._gate.find(what, read, afresh=self.relied_on is None)
@@ -145,6 +151,8 @@ class Act:
             if not self._recorded:
                 self._gate.record(self, "done")
         elif not isinstance(error, StoreError) or error.fault not in _UNRECORDABLE:
+            if not isinstance(error, Exception):
+                self.relied_on = None  # an interrupt is one, whatever the store is now
             try:
                 self._gate.record(self, "failed", kind.__name__)
             except AuditLogAltered:
@@ -179,17 +187,19 @@ class Gate:
         """Return the gate of another principal to the same store."""
         return Gate(self._database, self._keyring, self.commits, self._clock, principal)
 
-    def answer(
+    def by_memory(
         self, operation: str, name: str, version: int | None, body: Callable[[Act], _Result]
     ) -> _Result:
-        """Do what changes nothing in the store, and return it once it is recorded.
+        """Do what changes nothing that was in the store, and return it once it is recorded.
 
-        `body` may run twice. Raises what it raises, and as `perform` does.
+        `body` may run twice; of the first time nothing remains then. Raises what it raises, and as
+        `perform` does.
         """
+        # The first operation of an open store reads all it needs: there is no telling yet whether
+        # somebody else writes meanwhile, and it would be done twice.
+        relied_on = self.commits.memory.generation if self.log.was_met else None
         try:
-            with self._admit(
-                Act(operation, name, version, self, relied_on=self._generation)
-            ) as act:
+            with self._admit(Act(operation, name, version, self, relied_on=relied_on)) as act:
                 return body(act)
         except Outdated:
             with self.perform(operation, name, version) as act:
@@ -201,10 +211,6 @@ class Gate:
         Raises `AccessDenied`, once the refusal is recorded.
         """
         return self._admit(Act(operation, name, version, self))
-
-    @property
-    def _generation(self) -> int:
-        return self.commits.memory.generation
 
     def find(
         self,

@@ -11,7 +11,8 @@ reads nothing.
 recorded in its audit log, in the same commit; and whoever records anything holds the write lock and
 looks at the log's end first (`certs.keystore.commits`). If the end is not where this process left
 it, somebody else has written, and everything is forgotten. So it is once a change of this process
-is committed. Each time, the *generation* goes up.
+is committed, but for new keys: nothing is remembered of names that are not there. Each time, the
+*generation* goes up.
 
 *An operation that relied on what was forgotten meanwhile* is not recorded and answers nothing: it
 is `Outdated`, and done again with fresh reading (`certs.keystore.gate`). That goes for refusals

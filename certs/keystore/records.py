@@ -58,13 +58,14 @@ if TYPE_CHECKING:
 __all__ = [
     "STATE_KIND",
     "KeyInfo",
+    "NewKey",
     "SealedVersion",
     "counted_term",
     "erase_versions",
     "find_key",
     "find_version",
     "has_name",
-    "insert_key",
+    "insert_keys",
     "insert_term",
     "keys_after",
     "newest_term",
@@ -129,6 +130,15 @@ class SealedVersion:
     term: SealedTerm
     public_key: bytes
     record: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key under a new name, with what is to be sealed as its first version, at a Unix time."""
+
+    info: KeyInfo
+    payload: Payload = field(repr=False)
+    created_at: int
 
 
 def find_key(connection: Connection, keyring: Keyring, name: str) -> KeyInfo:
@@ -233,35 +243,46 @@ def erase_versions(connection: Connection, info: KeyInfo) -> None:
     )
 
 
-def insert_key(
-    connection: Connection, keyring: Keyring, info: KeyInfo, payload: Payload, now: int
-) -> None:
-    """Insert the rows of a new name and its first version; `database.DuplicateRow` if it is taken.
+def insert_keys(keyring: Keyring, connection: Connection, additions: Sequence[NewKey]) -> None:
+    """Insert the rows of new names and their first versions; a driver's error if one is taken.
 
     Runs in a write transaction.
     """
+    infos = [new.info for new in additions]
     connection.execute(
         _NEW_KEY,
-        {
-            "name": info.name,
-            "key_type": info.key_type.value,
-            "purpose": info.purpose,
-            "exportable": int(info.exportable),
-            "latest_version": info.version,
-            "created_at": _seconds(info.created_at),
-        },
+        [
+            {
+                "name": info.name,
+                "key_type": info.key_type.value,
+                "purpose": info.purpose,
+                "exportable": int(info.exportable),
+                "latest_version": info.version,
+                "created_at": _seconds(info.created_at),
+            }
+            for info in infos
+        ],
     )
-    term = counted_term(connection, keyring, now, seals=2)
+    term = counted_term(connection, keyring, additions[0].created_at, seals=2 * len(additions))
     connection.execute(
         _NEW_STATE,
-        {
-            "name": info.name,
-            "revision": info.revision,
-            "term": term.number,
-            "sealed": seal_state(keyring, term, info),
-        },
+        [
+            {
+                "name": info.name,
+                "revision": info.revision,
+                "term": term.number,
+                "sealed": seal_state(keyring, term, info),
+            }
+            for info in infos
+        ],
     )
-    _insert_version(connection, keyring, term, info, payload, now=now)
+    connection.execute(
+        _NEW_VERSION,
+        [
+            _version_row(keyring, term, new.info, new.payload, now=new.created_at)
+            for new in additions
+        ],
+    )
 
 
 def put_state(connection: Connection, keyring: Keyring, info: KeyInfo, now: int) -> int:
@@ -306,7 +327,7 @@ def seal_version(
 ) -> None:
     """Seal the key as version `info.version` and insert it. Runs in a write transaction."""
     term = counted_term(connection, keyring, now)
-    _insert_version(connection, keyring, term, info, payload, now=now)
+    connection.execute(_NEW_VERSION, _version_row(keyring, term, info, payload, now=now))
 
 
 def opened(keyring: Keyring, sealed: SealedVersion) -> Payload:
@@ -370,15 +391,9 @@ def insert_term(connection: Connection, term: SealedTerm, *, invocations: int, n
     )
 
 
-def _insert_version(
-    connection: Connection,
-    keyring: Keyring,
-    term: SealedTerm,
-    info: KeyInfo,
-    payload: Payload,
-    *,
-    now: int,
-) -> None:
+def _version_row(
+    keyring: Keyring, term: SealedTerm, info: KeyInfo, payload: Payload, *, now: int
+) -> dict[str, str | int | bytes]:
     record = keyring.seal(
         term,
         payload.encode(),
@@ -387,17 +402,14 @@ def _insert_version(
         version=info.version,
         purpose=info.purpose,
     )
-    connection.execute(
-        _NEW_VERSION,
-        {
-            "name": info.name,
-            "version": info.version,
-            "term": term.number,
-            "public_key": _public_der(payload),
-            "sealed": record,
-            "created_at": now,
-        },
-    )
+    return {
+        "name": info.name,
+        "version": info.version,
+        "term": term.number,
+        "public_key": _public_der(payload),
+        "sealed": record,
+        "created_at": now,
+    }
 
 
 # Built once: building a statement takes twice as long as running it.

@@ -20,6 +20,7 @@ import contextlib
 import secrets
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from certs.errors import (
@@ -53,10 +54,11 @@ from certs.keystore.payload import (
 )
 from certs.keystore.records import (
     KeyInfo,
+    NewKey,
     erase_versions,
     find_key,
     has_name,
-    insert_key,
+    insert_keys,
     keys_after,
     opened,
     put_state,
@@ -185,7 +187,7 @@ class KeyStore(KeyUpkeep):
             with using_provider(kek) as provider:
                 keyring = open_keyring(database, provider)
             upgrade(database, keyring, int(clock().timestamp()), require_principal(principal))
-            commits = GroupCommit(database, AuditLog(keyring))
+            commits = GroupCommit(database, AuditLog(keyring), partial(insert_keys, keyring))
             gate = Gate(database, keyring, commits, clock, principal)
             store = cls(database, keyring, clock, gate)
             undo.pop_all()
@@ -212,17 +214,16 @@ class KeyStore(KeyUpkeep):
         `WrongPurpose` for a purpose that keys of this type do not serve. Of several processes
         creating one name, exactly one succeeds.
         """
-        with self._gate.perform("create", name) as act:
+
+        def create(act: Act) -> KeyInfo:
             require_name(name)
             if key_type is KeyType.SECRET:
                 raise UnsupportedKey("a secret is not made but set; use set_secret")
             require_purpose(key_type, purpose or default_purpose(key_type))
-            return self._insert(
-                act,
-                _generated(key_type, exportable=exportable),
-                purpose,
-                purge_protected=purge_protected,
-            )
+            payload = _generated(key_type, exportable=exportable)
+            return self._insert(act, payload, purpose, purge_protected=purge_protected)
+
+        return self._gate.by_memory("create", name, None, create)
 
     def import_key(
         self,
@@ -238,10 +239,13 @@ class KeyStore(KeyUpkeep):
         Raises as `create_key` does, `UnsupportedKey` for a type that the store does not make, and
         `KeyNotExportable` for a key that is kept in another store.
         """
-        with self._gate.perform("import", name) as act:
+
+        def add(act: Act) -> KeyInfo:
             require_name(name)
             payload = _imported(key, exportable=exportable)
             return self._insert(act, payload, purpose, purge_protected=purge_protected)
+
+        return self._gate.by_memory("import", name, None, add)
 
     def set_secret(self, name: str, value: bytes, *, purge_protected: bool = False) -> KeyInfo:
         """Store opaque bytes, 1 to 65,533, as version 1 of a new name or the next of its name.
@@ -408,10 +412,8 @@ class KeyStore(KeyUpkeep):
             created_at=self._today(),
             purge_protected=purge_protected,
         )
-        now = self._now()
-
         try:
-            act.commit(lambda connection: insert_key(connection, self._keyring, info, payload, now))
+            act.add(NewKey(info, payload, self._now()))
         except DuplicateRow:
             raise KeyExists(
                 f"there is or was a key named {act.name!r} and a name is never overwritten; "

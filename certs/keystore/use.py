@@ -156,7 +156,7 @@ class KeyUse(_KeyAccess):
             key = self._open(act, version, even_disabled=True)
             return require_public_key(key.private_key().public_key())
 
-        return self._gate.answer("public-key", name, version, answer)
+        return self._gate.by_memory("public-key", name, version, answer)
 
     def signing_key(
         self,
@@ -199,7 +199,7 @@ class KeyUse(_KeyAccess):
                 signature=sign_message(private_key, message),
             )
 
-        return self._gate.answer("sign", name, version, answer)
+        return self._gate.by_memory("sign", name, version, answer)
 
     def verify(
         self, name: str, signature: bytes, message: bytes, *, version: int | None = None
@@ -219,7 +219,7 @@ class KeyUse(_KeyAccess):
                 )
             return Signature(name, key.version, algorithm_of(public_key), signature)
 
-        return self._gate.answer("verify", name, version, answer)
+        return self._gate.by_memory("verify", name, version, answer)
 
     def wrap(
         self, name: str, plaintext: bytes, *, context: bytes = b"", version: int | None = None
@@ -234,7 +234,7 @@ class KeyUse(_KeyAccess):
             key = self._open(act, version, (WRAP,))
             return wrap_bytes(_wrapping_key(key), self._place(key), plaintext, context)
 
-        return self._gate.answer("wrap", name, version, answer)
+        return self._gate.by_memory("wrap", name, version, answer)
 
     def unwrap(self, name: str, wrapped: bytes, *, context: bytes = b"") -> bytes:
         """Return what `wrap` or `generate_data_key` wrapped under this name, by whichever version.
@@ -251,7 +251,7 @@ class KeyUse(_KeyAccess):
                     return unwrap_bytes(private_key, self._place(key), wrapped, context)
             return unwrap_bytes(key.secret(), self._place(key), wrapped, context)
 
-        return self._gate.answer("unwrap", name, None, answer)
+        return self._gate.by_memory("unwrap", name, None, answer)
 
     def generate_data_key(
         self, name: str, *, context: bytes = b"", version: int | None = None
@@ -267,11 +267,11 @@ class KeyUse(_KeyAccess):
             wrapped = wrap_bytes(key.secret(), self._place(key), plaintext, context)
             return DataKey(name=name, version=key.version, wrapped=wrapped, plaintext=plaintext)
 
-        return self._gate.answer("generate-data-key", name, version, answer)
+        return self._gate.by_memory("generate-data-key", name, version, answer)
 
     def get_secret(self, name: str, version: int | None = None) -> bytes:
         """Return an opaque secret."""
-        return self._gate.answer(
+        return self._gate.by_memory(
             "secret-get",
             name,
             version,
@@ -298,7 +298,7 @@ class KeyUse(_KeyAccess):
                 )
             return key
 
-        return self._gate.answer("export", name, version, answer)
+        return self._gate.by_memory("export", name, version, answer)
 
     @contextlib.contextmanager
     def _signing(

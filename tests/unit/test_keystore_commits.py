@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from certs.errors import AuditLogAltered, KeyExists, StoreError
+from certs.errors import AccessDenied, AuditLogAltered, KeyExists, StoreError
 from certs.keystore import KeyStore, KeyType
 from certs.keystore.kek import FileKEK
 
@@ -232,6 +232,29 @@ def test_an_answer_is_logged_before_the_change_that_shares_its_commit(
         signed.result(DEADLINE_SECONDS)
     told = [(e.operation, e.outcome) for _, e in store.audit_entries()]
     assert told[-4:-1] == [("sign", "done"), ("sign", "done"), ("disable", "done")]
+
+
+def test_a_key_is_created_before_the_change_that_shares_its_commit(
+    store: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.grant("user:service", "crypto-officer", "*")
+    service = store.acting_as("user:service")
+    service.create_key("remembered", KeyType.ED25519)
+    gathering = Gathering(store, monkeypatch)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(store.sign, "signs", b"first")
+        assert gathering.inside.wait(DEADLINE_SECONDS)
+        revoked = pool.submit(store.revoke, "user:service", "crypto-officer", "*")
+        wait_for(store, 1)
+        created = pool.submit(service.create_key, "new", KeyType.ED25519)
+        wait_for(store, 2)
+        gathering.go_on.set()
+        for each in (first, revoked, created):
+            each.result(DEADLINE_SECONDS)
+    told = [(e.operation, e.outcome) for _, e in store.audit_entries()]
+    assert told[-4:-1] == [("sign", "done"), ("create", "done"), ("revoke", "done")]
+    with pytest.raises(AccessDenied):
+        service.create_key("newer", KeyType.ED25519)
 
 
 def names(store: KeyStore) -> list[str]:

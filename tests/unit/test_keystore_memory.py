@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from certs.keystore.gate import Act
+
 DEADLINE_SECONDS = 30
 
 
@@ -65,6 +67,14 @@ def test_what_is_remembered_is_not_read_again(two: Two, monkeypatch: pytest.Monk
     two.here.sign("k", b"n")
     assert not reads
     assert len(two.log()) > before + 1  # and both are recorded
+
+
+def test_the_first_operation_of_an_open_store_is_done_once(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = count_reads(two.elsewhere, monkeypatch)
+    two.elsewhere.sign("k", b"m")
+    assert len(reads) == 2  # what was granted, and the key
 
 
 def test_a_key_disabled_elsewhere_signs_nothing(two: Two) -> None:
@@ -133,6 +143,48 @@ def test_a_change_here_is_known_at_once(two: Two) -> None:
     two.here.disable("k")
     with pytest.raises(KeyDisabled):
         two.here.sign("k", b"m")
+
+
+def test_a_new_key_leaves_what_is_remembered(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = count_reads(two.here, monkeypatch)
+    two.here.sign("k", b"m")
+    del reads[:]
+    two.here.create_key("new", KeyType.ED25519)
+    two.here.import_key("imported", bytes(32))
+    two.here.sign("k", b"m")
+    assert not reads
+    assert two.here.sign("new", b"m").version == 1
+
+
+@pytest.mark.parametrize("add", ["create_key", "import_key"])
+def test_who_may_no_longer_create_does_not(two: Two, add: str) -> None:
+    two.here.grant("user:service", "crypto-officer", "web")
+    service = two.here.acting_as("user:service")
+    what = KeyType.AES_256 if add == "create_key" else bytes(32)
+    getattr(service, add)("web/a", what)
+    two.elsewhere.revoke("user:service", "crypto-officer", "web")
+    with pytest.raises(AccessDenied):
+        getattr(service, add)("web/b", what)
+    assert [outcome for _, outcome, _ in two.log()][-3:-1] == ["done", "refused"]
+    assert [key.name for key in KeyStore.keys(two.elsewhere)] == ["k", "web/a"]
+
+
+def test_a_key_is_created_once_though_the_store_was_changed_meanwhile(two: Two) -> None:
+    two.here.create_key("a", KeyType.ED25519)
+    two.elsewhere.rotate("k")
+    two.here.create_key("b", KeyType.ED25519)
+    assert [key.name for key in KeyStore.keys(two.elsewhere)] == ["a", "b", "k"]
+    assert [entry for entry in two.log() if entry[0] == "create"] == [("create", "done", "")] * 3
+
+
+def test_an_interrupt_is_not_taken_for_what_is_to_be_done_again(two: Two) -> None:
+    def interrupted(_: Act) -> None:
+        two.elsewhere.rotate("k")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        two.here._gate.by_memory("sign", "k", None, interrupted)
+    assert two.log()[-2] == ("sign", "failed", "KeyboardInterrupt")
 
 
 def test_a_closed_store_remembers_nothing(two: Two) -> None:
