@@ -1,10 +1,15 @@
 """A census in memory, on all processors.
 
 Worker processes are spawned, not forked: a forked worker would begin with a copy of its parent's
-random generator, which is a condition of its own. Each keeps its contexts for all its batches; the
-batches of restarts have workers that live for one batch. Ctrl-C is left to the parent, which ends
-the pool: workers never see it, not even while they start, since they inherit that it is blocked.
-And a worker whose parent was killed ends without a word, where its pool would print a traceback.
+random generator, which is a condition of its own. A worker has a pipe to its parent, and keeps its
+contexts for all its batches. It is ended once it has no batch in hand. Those of restarts are given
+one, so each is made by a process of its own; others have the next in hand while they make one, and
+never wait for the parent to count.
+
+*Other endings.* A worker that dies closes its pipe: the census fails at once and says so. One
+whose parent was killed finds the pipe closed, and ends without a word. Ctrl-C is left to the
+parent, which ends its workers: they never see it, not even while they start, since they inherit
+that it is blocked.
 """
 
 from __future__ import annotations
@@ -13,26 +18,28 @@ import multiprocessing
 import os
 import signal
 import time
-from multiprocessing import resource_tracker
+from collections import deque
+from contextlib import closing, suppress
+from multiprocessing import connection, resource_tracker
 from typing import TYPE_CHECKING, Final, Protocol
 
 from OpenSSL import SSL
 
 from interop.census.conditions import Batch, Condition, plan
 from interop.census.sampling import Sampler
+from interop.census.values import Gathered
 from interop.errors import InputError, InteropError
 from transport import TransportError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from multiprocessing.pool import IMapIterator, Pool
+    from collections.abc import Callable, Generator, Iterable
+    from multiprocessing.connection import Connection
 
     from interop.census.ends import Recipe
-    from interop.census.values import Gathered
 
 __all__ = ["Sink", "processors", "take_census"]
 
-_STALLED_SECONDS: Final = 300.0
+_SPAWN: Final = multiprocessing.get_context("spawn")
 
 
 class Sink(Protocol):
@@ -59,78 +66,111 @@ def take_census(
     """Make `handshakes` handshakes on `workers` processes (default: one a processor).
 
     `batches` are those of `plan` unless given. `progress` is called with the number done so far.
-    Returns how many seconds it took. Raises `InputError` where no worker can be started.
+    Returns how many seconds it took. Raises `InputError` where no worker can be started, and
+    `InteropError` if one ends before its work is done.
     """
     started = time.monotonic()
     planned = plan(handshakes) if batches is None else list(batches)
     restarts = [batch for batch in planned if batch.condition is Condition.RESTARTS]
     others = [batch for batch in planned if batch.condition is not Condition.RESTARTS]
     done = 0
-    for some, lifetime in ((restarts, 1), (others, None)):
-        if not some:
-            continue
-        with _start_pool(min(workers or processors(), len(some)), recipe, lifetime) as pool:
-            results = pool.imap_unordered(_run_batch, some)
-            for _ in some:
-                gathered = _next(results)
+    for some, in_hand in ((restarts, 1), (others, 2)):
+        with closing(_gather(some, recipe, workers or processors(), in_hand)) as results:
+            for gathered in results:
                 sink.add(gathered)
                 done += gathered.handshakes
                 progress(done)
     return time.monotonic() - started
 
 
-def _start_pool(workers: int, recipe: Recipe, lifetime: int | None) -> Pool:
-    """Start a pool whose workers never see Ctrl-C.
-
-    A signal that came in the middle of this would leave workers half started, which print a
-    traceback as they die; so SIGTERM waits too, until each worker is ready for it.
-    """
-    resource_tracker.ensure_running()  # which unblocks signals when it begins
-    # The pool's own threads start workers too, and inherit this as well.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+def _gather(
+    batches: Iterable[Batch], recipe: Recipe, most: int, in_hand: int
+) -> Generator[Gathered]:
+    """Yield what each batch brought; `most` workers have up to `in_hand` batches each."""
+    waiting = deque(batches)
+    workers: dict[object, _Worker] = {}  # by their pipes
     try:
-        return multiprocessing.get_context("spawn").Pool(
-            workers, _begin_worker, (recipe,), lifetime
-        )
-    except OSError as error:
-        raise InputError(
-            f"the census cannot start its workers: {error.strerror}; can /dev/shm be written?"
-        ) from error
+        while waiting or workers:
+            while waiting and len(workers) < most:
+                worker = _Worker(recipe)
+                workers[worker.pipe] = worker
+                worker.give(waiting.popleft())
+            for worker in workers.values():
+                while waiting and worker.in_hand < in_hand:
+                    worker.give(waiting.popleft())
+            for pipe in connection.wait([worker.pipe for worker in workers.values()]):
+                worker = workers[pipe]
+                yield worker.take()
+                if not worker.in_hand:
+                    workers.pop(pipe).end()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for worker in workers.values():
+            worker.end()
 
 
-def _next(results: IMapIterator[Gathered]) -> Gathered:
-    """Return what comes next. A pool waits for ever for a worker that somebody has killed."""
-    try:
-        return results.next(_STALLED_SECONDS)
-    except multiprocessing.TimeoutError:
-        raise InteropError(
-            f"no worker of the census has finished a batch in {_STALLED_SECONDS:.0f} seconds; "
-            "was one killed, for want of memory perhaps?"
-        ) from None
+class _Worker:
+    """A process that makes batches; `in_hand` is how many it has been given and not returned."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Start it.
+
+        A signal that came in the middle of that would leave it half started, and it would print a
+        traceback as it dies; so SIGTERM waits too, until it is ready for it.
+        """
+        resource_tracker.ensure_running()  # which unblocks signals when it begins
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self.pipe, theirs = _SPAWN.Pipe()
+            self._process = _SPAWN.Process(target=_work, args=(recipe, theirs), daemon=True)
+            self._process.start()
+            theirs.close()
+        except OSError as error:
+            raise InputError(f"the census cannot start its workers: {error.strerror}") from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.in_hand = 0
+
+    def give(self, batch: Batch) -> None:
+        """Let it make a batch."""
+        with suppress(BrokenPipeError):  # it ended: `take` tells why
+            self.pipe.send(batch)
+        self.in_hand += 1
+
+    def take(self) -> Gathered:
+        """Return what a batch brought."""
+        try:
+            answer = self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            raise InteropError(
+                f"a worker of the census ended with status {self._process.exitcode} before its "
+                "work was done; was it killed, for want of memory perhaps?"
+            ) from None
+        if not isinstance(answer, Gathered):
+            raise answer
+        self.in_hand -= 1
+        return answer
+
+    def end(self) -> None:
+        """End it, whatever it is doing."""
+        self.pipe.close()
+        self._process.terminate()
+        self._process.join()
+        self._process.close()
 
 
-_recipe: Recipe
-_sampler: Sampler | None = None
-
-
-def _begin_worker(recipe: Recipe) -> None:
-    global _recipe, _sampler
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # by which the pool ends it
-    _recipe, _sampler = recipe, None
-
-
-def _run_batch(batch: Batch) -> Gathered:
-    """Run a batch of handshakes in this process; contexts are made with the first."""
-    global _sampler  # noqa: PLW0603 - the one way in which workers keep something
-    try:
-        if _sampler is None:
-            _sampler = Sampler(_recipe.open())
-        gathered = _sampler.batch(batch)
-    except (TransportError, SSL.Error) as error:  # which do not travel between processes
-        raise InteropError(f"a handshake of the census failed: {error!r}") from None
-    parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():
-        os._exit(1)
-    return gathered
+def _work(recipe: Recipe, parent: Connection) -> None:
+    """Make the batches that come, until none can come any more."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    sampler: Sampler | None = None
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            batch = parent.recv()
+            try:
+                sampler = sampler or Sampler(recipe.open())
+                answer: Gathered | Exception = sampler.batch(batch)
+            except (TransportError, SSL.Error) as error:  # which do not travel between processes
+                answer = InteropError(f"a handshake of the census failed: {error!r}")
+            except (InteropError, OSError) as error:
+                answer = error
+            parent.send(answer)
