@@ -44,6 +44,13 @@ create_venv() {
   "$python" -m venv "$venv"
 }
 
+# What was built for one interpreter does not run in another, nor does venv replace it.
+discard_foreign_venv() {
+  local python=$1 venv=$2 whose='import sys; print(sys.version, sys.base_prefix)'
+  [ ! -e "$venv/bin" ] || [ "$("$venv/bin/python" -c "$whose" 2>&1)" = "$("$python" -c "$whose")" ] ||
+    find "$venv" -mindepth 1 -maxdepth 1 ! -name .lock -exec rm -rf {} +
+}
+
 make_environment() {
   local extra=${1:-} venv=${PFS_VENV:-.venv} python wanted stamp
   python=$(find_python) || exit $?
@@ -61,6 +68,7 @@ make_environment() {
   done
   say "making the Python environment in $venv (needed once, and after changes to pyproject.toml)"
   rm -f "$venv"/.made-*
+  discard_foreign_venv "$python" "$venv"
   create_venv "$python" "$venv"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}" ||
     fail "the installation did not finish; see above, and check the network"

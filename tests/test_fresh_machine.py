@@ -77,6 +77,20 @@ def test_scripts_prove_in_a_fresh_checkout_then_again_without_a_network(checkout
     assert "environment" not in again.stderr
 
 
+@pytest.mark.parametrize(("interpreter", "kept"), [(sys.executable, True), ("/bin/echo", False)])
+def test_an_environment_of_another_interpreter_is_not_built_upon(
+    tmp_path: Path, interpreter: str, *, kept: bool
+) -> None:
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin/python").symlink_to(interpreter)
+    (venv / ".lock").touch()
+    script = '. scripts/environment.sh; discard_foreign_venv "$1" "$2"'
+    done = run("bash", "-euc", script, "bash", sys.executable, venv, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in venv.iterdir()) == ([".lock", "bin"] if kept else [".lock"])
+
+
 @pytest.mark.long
 def test_a_wheel_in_an_empty_environment_proves(checkout: Path, tmp_path: Path) -> None:
     dist, venv, desk = tmp_path / "dist", tmp_path / "venv", tmp_path / "desk"
