@@ -16,19 +16,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from sqlalchemy import (
-    BigInteger,
-    Connection,
-    Integer,
-    Row,
-    and_,
-    bindparam,
-    func,
-    insert,
-    literal,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Row, insert, select, update
 
 from certs.errors import CorruptEnvelope, KeyNotFound
 from certs.key_types import public_key_der
@@ -38,6 +26,17 @@ from certs.keystore.kinds import PURPOSES, kind_of
 from certs.keystore.names import is_name
 from certs.keystore.payload import Payload, PrivateKeyPayload, parse_payload
 from certs.keystore.state import KeyState
+from certs.keystore.statements import (
+    COUNT_SEALS,
+    KEY_AND_VERSION,
+    KEYS_AFTER,
+    NEW_KEY,
+    NEW_STATE,
+    NEW_VERSION,
+    NEWEST_TERM,
+    ONE_KEY,
+    ONE_VERSION,
+)
 from certs.keystore.tables import (
     as_bytes,
     as_number,
@@ -145,7 +144,7 @@ def find_key(connection: Connection, keyring: Keyring, name: str) -> KeyInfo:
     """Return a key; raise `KeyNotFound`, or `CorruptEnvelope` if its row is not as sealed."""
     if not is_name(name):  # nor would every text reach the database: lone surrogates do not
         raise KeyNotFound("there is no key of that name, and no key can have it; list the keys")
-    row = connection.execute(_ONE_KEY, {"wanted": name}).first()
+    row = connection.execute(ONE_KEY, {"wanted": name}).first()
     if row is None:
         raise KeyNotFound(f"there is no key named {name!r}; list the keys, or create it")
     info = _key_info(keyring, row)
@@ -158,7 +157,7 @@ def keys_after(
     connection: Connection, keyring: Keyring, name: str, limit: int
 ) -> Sequence[KeyInfo]:
     """Return up to `limit` keys in the order of their names, from the first one after `name`."""
-    rows = connection.execute(_KEYS_AFTER, {"last": name, "most": limit})
+    rows = connection.execute(KEYS_AFTER, {"last": name, "most": limit})
     page = [_key_info(keyring, row) for row in rows]
     names = [name, *(info.name for info in page)]
     if any(one >= following for one, following in pairwise(names)):
@@ -176,7 +175,7 @@ def find_version(
     row = None
     if is_name(name):
         number = None if version is None else min(max(version, 0), MAX_VERSION)
-        row = connection.execute(_KEY_AND_VERSION, {"wanted": name, "number": number}).first()
+        row = connection.execute(KEY_AND_VERSION, {"wanted": name, "number": number}).first()
     if row is None:
         return read_version(connection, find_key(connection, keyring, name), version)
     info = _key_info(keyring, row)
@@ -193,14 +192,14 @@ def read_version(connection: Connection, info: KeyInfo, version: int | None) -> 
     """
     wanted = info.version if version is None else version
     number = min(max(wanted, 0), MAX_VERSION)  # not every integer is one to a database
-    row = connection.execute(_ONE_VERSION, {"wanted": info.name, "number": number}).first()
+    row = connection.execute(ONE_VERSION, {"wanted": info.name, "number": number}).first()
     return _held_version(info, wanted, row)
 
 
 def _held_version(
     info: KeyInfo, wanted: int, row: Row[*tuple[object, ...]] | None
 ) -> SealedVersion:
-    """Hold a row of `_ONE_VERSION` to the key's state and to what was asked for."""
+    """Hold a row of `ONE_VERSION` to the key's state and to what was asked for."""
     name = info.name
     newest = None if row is None else row.newest
     if row is None or newest != info.version:
@@ -250,7 +249,7 @@ def insert_keys(keyring: Keyring, connection: Connection, additions: Sequence[Ne
     """
     infos = [new.info for new in additions]
     connection.execute(
-        _NEW_KEY,
+        NEW_KEY,
         [
             {
                 "name": info.name,
@@ -265,7 +264,7 @@ def insert_keys(keyring: Keyring, connection: Connection, additions: Sequence[Ne
     )
     term = counted_term(connection, keyring, additions[0].created_at, seals=2 * len(additions))
     connection.execute(
-        _NEW_STATE,
+        NEW_STATE,
         [
             {
                 "name": info.name,
@@ -277,7 +276,7 @@ def insert_keys(keyring: Keyring, connection: Connection, additions: Sequence[Ne
         ],
     )
     connection.execute(
-        _NEW_VERSION,
+        NEW_VERSION,
         [
             _version_row(keyring, term, new.info, new.payload, now=new.created_at)
             for new in additions
@@ -327,7 +326,7 @@ def seal_version(
 ) -> None:
     """Seal the key as version `info.version` and insert it. Runs in a write transaction."""
     term = counted_term(connection, keyring, now)
-    connection.execute(_NEW_VERSION, _version_row(keyring, term, info, payload, now=now))
+    connection.execute(NEW_VERSION, _version_row(keyring, term, info, payload, now=now))
 
 
 def opened(keyring: Keyring, sealed: SealedVersion) -> Payload:
@@ -359,7 +358,9 @@ def counted_term(
     connection: Connection, keyring: Keyring, now: int, *, seals: int = 1
 ) -> SealedTerm:
     """Return the newest term with these invocations counted; begin the next one at the limit."""
-    row = connection.execute(_COUNT, {"seals": seals, "most": INVOCATION_LIMIT - seals}).first()
+    row = connection.execute(
+        COUNT_SEALS, {"seals": seals, "most": INVOCATION_LIMIT - seals}
+    ).first()
     if row is not None:
         return _read_term(row)[0]
     newest, _ = newest_term(connection)
@@ -370,7 +371,7 @@ def counted_term(
 
 def newest_term(connection: Connection) -> tuple[SealedTerm, int]:
     """Return the newest term and how often it has sealed."""
-    row = connection.execute(_NEWEST_TERM).first()
+    row = connection.execute(NEWEST_TERM).first()
     if row is None:
         raise CorruptEnvelope("the store has no term to seal with; restore it from a backup")
     return _read_term(row)
@@ -410,70 +411,6 @@ def _version_row(
         "sealed": record,
         "created_at": now,
     }
-
-
-# Built once: building a statement takes twice as long as running it.
-_NEW_KEY, _NEW_STATE, _NEW_VERSION = insert(keys), insert(key_states), insert(key_versions)
-_NEWEST_TERM = select(terms).order_by(terms.c.number.desc()).limit(1).with_for_update()
-_COUNT = (
-    update(terms)
-    .where(
-        terms.c.number == select(func.max(terms.c.number)).scalar_subquery(),
-        terms.c.invocations <= bindparam("most", type_=BigInteger),
-    )
-    .values(invocations=terms.c.invocations + bindparam("seals", type_=BigInteger))
-    .returning(terms.c.number, terms.c.sealed, terms.c.invocations)
-)
-# Outer joins: a key whose state was removed is a damaged key, not one that never was.
-_ALL_KEYS = (
-    select(
-        keys,
-        key_states.c.revision,
-        key_states.c.term,
-        key_states.c.sealed.label("state"),
-        terms.c.sealed.label("sealed_term"),
-    )
-    .outerjoin(key_states, key_states.c.name == keys.c.name)
-    .outerjoin(terms, terms.c.number == key_states.c.term)
-)
-_ONE_KEY = _ALL_KEYS.where(keys.c.name == bindparam("wanted"))
-_KEYS_AFTER = (
-    _ALL_KEYS.where(keys.c.name > bindparam("last"))
-    .order_by(keys.c.name)
-    .limit(bindparam("most", type_=Integer))
-)
-_wanted_version = key_versions.alias("wanted_version")
-_its_term = terms.alias("its_term")
-_VERSION_COLUMNS = (
-    *(column.label(f"v_{column.name}") for column in _wanted_version.c),
-    _its_term.c.sealed.label("v_sealed_term"),
-    select(func.max(key_versions.c.version))
-    .where(key_versions.c.name == bindparam("wanted"))
-    .scalar_subquery()
-    .label("newest"),
-)
-_number = bindparam("number", type_=BigInteger)
-_KEY_AND_VERSION = (
-    _ONE_KEY.add_columns(*_VERSION_COLUMNS)
-    .outerjoin(
-        _wanted_version,
-        and_(
-            _wanted_version.c.name == bindparam("wanted"),
-            _wanted_version.c.version == func.coalesce(_number, keys.c.latest_version),
-        ),
-    )
-    .outerjoin(_its_term, _its_term.c.number == _wanted_version.c.term)
-)
-# One row whether or not the version is there: it also says which is the newest.
-_ONE_VERSION = (
-    select(*_VERSION_COLUMNS)
-    .select_from(select(literal(1).label("one")).subquery())
-    .outerjoin(
-        _wanted_version,
-        and_(_wanted_version.c.name == bindparam("wanted"), _wanted_version.c.version == _number),
-    )
-    .outerjoin(_its_term, _its_term.c.number == _wanted_version.c.term)
-)
 
 
 def _key_info(keyring: Keyring, row: Row[tuple[object, ...]]) -> KeyInfo:
