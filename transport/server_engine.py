@@ -16,10 +16,6 @@ deadline, and a handler cannot forget to. A peer that stops reading while a resp
 as idle too once nothing gets through. A connection that is cut ends without close_notify, since
 nobody can say that what was sent was complete.
 
-**Running out of descriptors.** `accept` then fails at once and goes on failing while the listening
-socket stays readable, so accepting stops until a connection of ours has ended, a second at most.
-Those who wait are in the kernel's queue.
-
 **Drain.** Listening stops first. Connections that are idle (`Client.idle`) close, with
 close_notify; the others have until the drain deadline to finish what they do.
 """
@@ -27,13 +23,13 @@ close_notify; the others have until the drain deadline to finish what they do.
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 import struct
 from contextlib import suppress
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, cast
 
+from transport.accepting import ACCEPT_PAUSE_SECONDS, NoRoom, accept_next
 from transport.errors import AlertDescription
 from transport.readiness import is_readable
 from transport.server_limits import ConnectionLedger, DeadlineHeap, client_key
@@ -49,8 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ServerEngine", "idle_seconds", "refuse_politely"]
 
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_ACCEPT_PAUSE_SECONDS: Final = 1.0
 _MAX_ACCEPTS_PER_TURN: Final = 64
 _SWEEP_SECONDS: Final = 0.25
 
@@ -178,21 +172,19 @@ class ServerEngine:
     def _pause_accepting(self, error: OSError) -> None:
         for listener in self._listeners:
             self._loop.remove_reader(listener.fileno())
-        self._pause = self._loop.call_later(_ACCEPT_PAUSE_SECONDS, self._accept_again)
+        self._pause = self._loop.call_later(ACCEPT_PAUSE_SECONDS, self._accept_again)
         self._events.accepting_paused(error)
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(_MAX_ACCEPTS_PER_TURN):
             try:
-                transport, address = listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if error.errno not in _EXHAUSTED:
-                    raise
+                accepted = accept_next(listener)
+            except NoRoom as error:
                 self._pause_accepting(error)
                 return
-            self._admit(transport, address)
+            if accepted is None:
+                return
+            self._admit(*accepted)
             if not is_readable(listener):  # cheaper than the exception of an `accept` in vain
                 return
 
@@ -328,7 +320,8 @@ class ServerEngine:
         Who is in the kernel's queue already is accepted first, or closing would reset them.
         """
         for listener in self._listeners:
-            self._accept(listener)
+            while self._pause is None and is_readable(listener):
+                self._accept(listener)
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None

@@ -3,9 +3,15 @@
 For handlers that block. What `transport.server_engine` says about the order of events, deadlines
 and drain holds here too; what differs:
 
-**Threads.** One thread for each listening socket accepts; each connection then has its own, so that
-a handshake that stalls holds up nobody. One more thread looks at deadlines and files. All tables
-are under one lock, held for a few lines at a time and never around a call into TLS.
+**Threads.** Whoever accepts a connection serves it. A thread waits at the listening sockets, takes
+a connection, serves it to its end, and waits again; if nobody else waited when it took it, it first
+starts another thread that does, so a handshake that stalls holds up nobody. Nothing is handed from
+thread to thread, and none is made while there are enough (see docs/benchmarks.md for what that
+costs). Of those that have nothing to do a few are kept. Each waits at an epoll of its own with
+``EPOLLEXCLUSIVE``, by which the kernel wakes one of them for a connection.
+
+One more thread looks at deadlines and files. All tables are under one lock, held for a few lines at
+a time and never around a call into TLS.
 
 **Ending a connection from outside** its thread means shutting its socket down: the thread, wherever
 it waits, sees the end of the stream. An idle one that is drained is closed through `TLSSocket`,
@@ -20,25 +26,26 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, cast
 
+from transport.accepting import ACCEPT_PAUSE_SECONDS, NoRoom, accept_next
 from transport.server_engine import idle_seconds, refuse_politely
 from transport.server_limits import ConnectionLedger, DeadlineHeap, client_key
 from transport.server_settings import BlockingHandler, Client, ServerSettings, WorkerState
 from transport.tls_socket import TLSSocket
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from transport.credentials import LiveIdentity, ServedCredential
     from transport.server_events import ServerEvents
 
 __all__ = ["ThreadedEngine"]
 
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_ACCEPT_PAUSE_SECONDS: Final = 1.0
 _SWEEP_SECONDS: Final = 0.25
+_MOST_WAITING: Final = 4  # threads for the next connections
 
 
 class _NotAdmitted(Exception):
@@ -59,7 +66,6 @@ class _Visit:
         "lives_until",
         "started",
         "stream",
-        "thread",
         "transport",
     )
 
@@ -77,7 +83,6 @@ class _Visit:
         self.started = started
         self.lives_until = lives_until
         self.stream: TLSSocket | None = None
-        self.thread: threading.Thread | None = None
         self.ended = False
 
 
@@ -103,10 +108,12 @@ class ThreadedEngine:
         self._deadlines: DeadlineHeap[_Visit] = DeadlineHeap(attrgetter("ended"))
         self._visits: set[_Visit] = set()
         self._state = WorkerState()
-        self._a_connection_ended = threading.Event()
+        self._a_connection_ended = threading.Condition(self._lock)
+        self._paused_until = 0.0
         self._stopping = threading.Event()
         self._stop_reading, self._stop_writing = socket.socketpair()
-        self._threads: list[threading.Thread] = []
+        self._places = [self._place() for _ in range(_MOST_WAITING)]  # where nobody waits
+        self._threads: set[threading.Thread] = set()
 
     def __repr__(self) -> str:
         return f"<ThreadedEngine with {self.open_connections} connections>"
@@ -121,12 +128,8 @@ class ThreadedEngine:
         """Begin to accept."""
         for listener in self._listeners:
             listener.settimeout(0)
-            self._threads.append(
-                threading.Thread(target=self._accept_for_ever, args=(listener,), daemon=True)
-            )
-        self._threads.append(threading.Thread(target=self._look_after, daemon=True))
-        for thread in self._threads:
-            thread.start()
+        self._start_thread(self._look_after)
+        self._start_thread(self._accept_for_ever)
 
     # Credentials
 
@@ -150,38 +153,84 @@ class ThreadedEngine:
 
     # Accepting
 
-    def _accept_for_ever(self, listener: socket.socket) -> None:
-        poll = select.poll()
-        poll.register(listener, select.POLLIN)
-        poll.register(self._stop_reading, select.POLLIN)
-        while not self._stopping.is_set():
-            poll.poll()
-            self._accept_all(listener)
+    def _place(self) -> select.epoll:
+        """Return a place for one thread to wait at."""
+        place = select.epoll()
+        for listener in self._listeners:
+            place.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        place.register(self._stop_reading, select.EPOLLIN)
+        return place
 
-    def _accept_all(self, listener: socket.socket) -> None:
-        while True:
-            self._a_connection_ended.clear()
+    def _start_thread(self, target: Callable[[], None]) -> None:
+        def run() -> None:
             try:
-                transport, address = listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if error.errno not in _EXHAUSTED:
-                    raise
-                self._events.accepting_paused(error)
-                self._a_connection_ended.wait(_ACCEPT_PAUSE_SECONDS)
-                return
-            self._admit(transport, address)
+                target()
+            finally:
+                with self._lock:
+                    self._threads.discard(thread)
 
-    def _admit(self, transport: socket.socket, address: tuple[str, int]) -> None:
+        thread = threading.Thread(target=run, daemon=True)
+        with self._lock:
+            self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads to be had
+            with self._lock:
+                self._threads.discard(thread)
+            self._events.accepting_paused(OSError(errno.EAGAIN, "no thread can be started"))
+
+    def _accept_for_ever(self) -> None:
+        while not self._stopping.is_set():
+            with self._lock:
+                if not self._places:
+                    return  # enough wait
+                place = self._places.pop()
+            try:
+                visit = self._next_visit(place)
+            finally:
+                with self._lock:
+                    self._places.append(place)
+                    nobody_waits = len(self._places) == _MOST_WAITING
+            if visit is None:
+                return
+            if nobody_waits:
+                self._start_thread(self._accept_for_ever)
+            self._run(visit)
+
+    def _next_visit(self, place: select.epoll) -> _Visit | None:
+        """Wait for a connection that is admitted; None when the engine stops."""
+        while True:
+            place.poll()
+            for listener in self._listeners:
+                if self._stopping.is_set():
+                    return None
+                accepted = self._accept(listener)
+                visit = None if accepted is None else self._admit(*accepted)
+                if visit is not None:
+                    return visit
+
+    def _accept(self, listener: socket.socket) -> tuple[socket.socket, tuple[str, int]] | None:
+        """Accept a connection if there is one; where there is no room, pause first."""
+        try:
+            return accept_next(listener)
+        except NoRoom as error:
+            now = time.monotonic()
+            with self._a_connection_ended:
+                first = now >= self._paused_until
+                self._paused_until = now + ACCEPT_PAUSE_SECONDS
+            if first:  # of the threads that wait, one says so
+                self._events.accepting_paused(error)
+            with self._a_connection_ended:
+                self._a_connection_ended.wait(ACCEPT_PAUSE_SECONDS)
+            return None
+        except OSError:
+            if self._stopping.is_set():  # it was closed meanwhile
+                return None
+            raise
+
+    def _admit(self, transport: socket.socket, address: tuple[str, int]) -> _Visit | None:
         now = time.monotonic()
         key = client_key(str(address[0]))
-        with self._lock:
-            refusal = self._ledger.admit(key, now)
-        if refusal is not None:
-            refuse_politely(transport)
-            self._events.refused(address, refusal)
-            return
         lifetime = self._limits.lifetime_seconds
         visit = _Visit(
             transport,
@@ -190,16 +239,16 @@ class ThreadedEngine:
             now,
             None if lifetime is None else now + lifetime,
         )
-        self._events.meter.opened()
-        visit.thread = threading.Thread(target=self._run, args=(visit,), daemon=True)
         with self._lock:
-            self._visits.add(visit)
-        try:
-            visit.thread.start()
-        except RuntimeError:  # no more threads to be had
-            transport.close()
-            self._end(visit)
-            self._events.accepting_paused(OSError(errno.EAGAIN, "no thread can be started"))
+            refusal = self._ledger.admit(key, now)
+            if refusal is None:
+                self._visits.add(visit)
+        if refusal is not None:
+            refuse_politely(transport)
+            self._events.refused(address, refusal)
+            return None
+        self._events.meter.opened()
+        return visit
 
     # One connection
 
@@ -251,8 +300,8 @@ class ThreadedEngine:
             self._deadlines.item_ended()
             self._visits.discard(visit)
             self._ledger.release(visit.key)
+            self._a_connection_ended.notify_all()
         self._events.meter.closed()
-        self._a_connection_ended.set()
 
     # Deadlines and files
 
@@ -273,6 +322,10 @@ class ThreadedEngine:
             now = time.monotonic()
             for visit in self._due_visits(now):
                 self._look_at(visit, now)
+            with self._lock:
+                nobody_waits = len(self._places) == _MOST_WAITING
+            if nobody_waits:  # no thread could be started, or one is about to
+                self._start_thread(self._accept_for_ever)
             if interval is not None and now >= files_due:
                 files_due = now + interval
                 if self._identity.has_changed():
@@ -309,29 +362,38 @@ class ThreadedEngine:
         deadline = time.monotonic() + self._limits.drain_seconds
         self._stopping.set()
         self._stop_writing.close()
-        for thread in self._threads:
-            thread.join(self._limits.shutdown_timeout_seconds)
         for listener in self._listeners:
-            self._accept_all(listener)
+            while (accepted := self._accept(listener)) is not None:  # whoever waits has connected
+                visit = self._admit(*accepted)
+                if visit is not None:
+                    self._start_thread(partial(self._run, visit))
             listener.close()
-        self._stop_reading.close()
         self._state.draining = True
         for visit in self._open_visits():
             stream = visit.stream  # its own thread may end it meanwhile
             if visit.client.is_idle and stream is not None:
                 visit.client.cut_reason = "drained while idle"
                 stream.close()
-        self._join_until(deadline)
+        self._wait_until(deadline)
         for visit in self._open_visits():
             if visit.client.cut_reason is None:
                 self._cut(visit, "not finished when draining ended")
-        self._join_until(time.monotonic() + self._limits.shutdown_timeout_seconds)
+        self._wait_until(time.monotonic() + self._limits.shutdown_timeout_seconds)
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(self._limits.shutdown_timeout_seconds)
+        for place in self._places:
+            place.close()
+        self._stop_reading.close()
 
     def _open_visits(self) -> list[_Visit]:
         with self._lock:
             return list(self._visits)
 
-    def _join_until(self, deadline: float) -> None:
-        for visit in self._open_visits():
-            if visit.thread is not None:
-                visit.thread.join(max(deadline - time.monotonic(), 0.0))
+    def _wait_until(self, deadline: float) -> None:
+        """Wait for all connections to end."""
+        with self._a_connection_ended:
+            self._a_connection_ended.wait_for(
+                lambda: not self._visits, max(deadline - time.monotonic(), 0.0)
+            )

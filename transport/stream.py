@@ -18,6 +18,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING, Final, Self
 
+from transport.accepting import ACCEPT_PAUSE_SECONDS, NoRoom, accept_next
 from transport.context import EndpointContext, server_context, shared_client_context
 from transport.policy import DEFAULT_POLICY, SecurityPolicy
 from transport.readiness import is_readable
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
 __all__ = ["TLSServer", "open_connection", "start_server"]
 
 _LOGGER: Final = logging.getLogger(__name__)
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_ACCEPT_PAUSE_SECONDS: Final = 1.0
 _DEFAULT_BACKLOG: Final = 511
 _MAX_ACCEPTS_PER_TURN: Final = 64
 
@@ -283,17 +282,15 @@ class TLSServer:
         # As many as are there, but not so many that others in the loop would starve.
         for _ in range(_MAX_ACCEPTS_PER_TURN):
             try:
-                transport, address = listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if error.errno not in _EXHAUSTED:
-                    raise
+                accepted = accept_next(listener)
+            except NoRoom as error:
                 _LOGGER.warning("accepting pauses: %s", error.strerror)
                 self._loop.remove_reader(listener.fileno())
-                self._loop.call_later(_ACCEPT_PAUSE_SECONDS, self.resume_accepting)
+                self._loop.call_later(ACCEPT_PAUSE_SECONDS, self.resume_accepting)
                 return
-            task = self._loop.create_task(self._serve(transport, address))
+            if accepted is None:
+                return
+            task = self._loop.create_task(self._serve(*accepted))
             self._tasks.add(task)
             task.add_done_callback(self._ended)
             if not is_readable(listener):  # cheaper than the exception of an `accept` in vain

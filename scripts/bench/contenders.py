@@ -107,16 +107,17 @@ def make_identity(key_type: KeyType = KeyType.EC_P256) -> Iterator[Identity]:
 def run_server(
     name: str, identity: Identity, version: TLSVersion = "1.3", *, workers: int = 1
 ) -> Iterator[Server]:
-    """Run the contender `name`: nginx, ``pfs serve http``, or a kind of `serving.py`."""
+    """Run the contender `name`: nginx, ``pfs serve ENGINE``, or a kind of `serving.py`."""
     chain, key = identity.credential.certificate_chain, identity.credential.private_key
     if name == "nginx":
         options = ServerOptions(credential=identity.credential, versions=(version,))
         with run_nginx(options, store_uploads=False, connections=NGINX_CONNECTIONS) as nginx:
             yield Server(name, nginx.address[1], nginx.process_group)
         return
-    if name == "pfs serve":
+    if name.startswith("pfs serve"):
         program = Path(sys.executable).with_name("pfs")
         arguments = ["serve", "http", "--listen", "0", "--workers", str(workers)]
+        arguments += ["--engine", name.removeprefix("pfs serve ")]
         arguments += ["--cert", str(chain), "--key", str(key)]
     else:
         program = Path(sys.executable)
@@ -177,13 +178,13 @@ def allow_descriptors(count: int) -> int:
 def print_ratios(unit: str, ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> None:
     """Print the medians of all contenders, and the ratio of each of ours to each of theirs."""
     for name, values in (ours | theirs).items():
-        print(f"  {name:<12} {statistics.median(values):9.1f} {unit}")
+        print(f"  {name:<18} {statistics.median(values):9.1f} {unit}")
     for name, values in ours.items():
         ratios = ", ".join(
             f"{statistics.median(values) / statistics.median(other):.2f} times {peer}"
             for peer, other in theirs.items()
         )
-        print(f"  {name:<12} is {ratios}")
+        print(f"  {name:<18} is {ratios}")
 
 
 @contextlib.contextmanager

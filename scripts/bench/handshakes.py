@@ -1,9 +1,12 @@
 """Full handshakes per CPU second of the server: ours beside nginx, asyncio's own TLS and uvicorn.
 
 The client is `openssl s_time`, which does one handshake after the other and closes; it sends
-nothing. With ``--workers`` it is ``pfs serve http`` with so many worker processes beside itself
-with one, by the clock. Clients and workers share the machine then, so the server has an RSA key:
-its signature costs many times what its clients do, and leaves the cores to the workers.
+nothing. With ``--clients`` several do so at once. Two of ours are the engines alone, two the server
+around them: ``pfs serve http``, with its limits, deadlines and log.
+
+With ``--workers`` it is ``pfs serve http`` with so many worker processes beside itself with one, by
+the clock. Clients and workers share the machine then, so the server has an RSA key: its signature
+costs many times what its clients do, and leaves the cores to the workers.
 """
 
 from __future__ import annotations
@@ -24,12 +27,14 @@ if TYPE_CHECKING:
 
     from interop.peers.names import TLSVersion
 
-OURS = ("blocking", "asyncio")
+OURS = ("blocking", "asyncio", "pfs serve blocking", "pfs serve asyncio")
 THEIRS = ("nginx", "asyncio-ssl", "uvicorn")
 VERSIONS: tuple[TLSVersion, ...] = ("1.3", "1.2")
 
 
-def compare(identity: Identity, version: TLSVersion, seconds: int, rounds: int) -> None:
+def compare(
+    identity: Identity, version: TLSVersion, clients: int, seconds: int, rounds: int
+) -> None:
     """Measure all contenders in turn and print."""
     rates: dict[str, list[float]] = {name: [] for name in OURS + THEIRS}
     with ExitStack() as stack:
@@ -38,9 +43,9 @@ def compare(identity: Identity, version: TLSVersion, seconds: int, rounds: int) 
             handshakes(server, identity, version, 1)  # so that all are warm
         for _ in range(rounds):
             for server in servers:
-                count, used = handshakes(server, identity, version, seconds)
+                count, used = handshakes(server, identity, version, seconds, clients=clients)
                 rates[server.name].append(count / used)
-    print(f"TLS {version}, {rounds} rounds of {seconds} s:")
+    print(f"TLS {version}, clients: {clients}, {rounds} rounds of {seconds} s:")
     ours, theirs = ({name: rates[name] for name in names} for names in (OURS, THEIRS))
     print_ratios("handshakes per CPU second of the server", ours, theirs)
 
@@ -52,7 +57,7 @@ def compare_workers(identity: Identity, workers: int, seconds: int, rounds: int)
     clients = 2 * workers
     with ExitStack() as stack:
         servers = {
-            number: stack.enter_context(run_server("pfs serve", identity, workers=number))
+            number: stack.enter_context(run_server("pfs serve asyncio", identity, workers=number))
             for number in walls
         }
         for _ in range(rounds):
@@ -79,6 +84,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=2, help="of each contender in each round")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--versions", nargs="+", choices=VERSIONS, default=VERSIONS)
+    parser.add_argument("--clients", type=int, default=1, help="so many at once")
     parser.add_argument("--workers", type=int, help="compare so many workers with one")
     chosen = parser.parse_args()
     key_type = KeyType.EC_P256 if chosen.workers is None else KeyType.RSA_3072
@@ -87,7 +93,7 @@ def main() -> None:
             compare_workers(identity, chosen.workers, chosen.seconds, chosen.rounds)
             return
         for version in chosen.versions:
-            compare(identity, version, chosen.seconds, chosen.rounds)
+            compare(identity, version, chosen.clients, chosen.seconds, chosen.rounds)
 
 
 if __name__ == "__main__":
