@@ -107,6 +107,17 @@ PEERS: tuple[Peer, ...] = (
         tls_versions=("1.2", "1.3"),
     ),
     Peer(
+        name="go",
+        executables=("go",),
+        debian_package="golang-go",
+        roles=frozenset({Role.SERVER}),
+        version_arguments=("version",),
+        version_pattern=r"^go version go(\d+(?:\.\d+)+)",
+        minimum_version=(1, 18),  # the first with type parameters
+        tls_versions=("1.2", "1.3"),
+        key_log="KeyLogWriter",
+    ),
+    Peer(
         name="tshark",
         executables=("tshark",),
         debian_package="tshark",

@@ -24,6 +24,7 @@ from interop.peers.endpoints import (
     ServerOptions,
 )
 from interop.peers.gnutls import run_gnutls_echo, run_gnutls_http
+from interop.peers.go import run_go_http
 from interop.peers.haproxy import run_haproxy
 from interop.peers.names import STATIC_RSA_SUITE, SUITES, TLSVersion, supports_group
 from interop.peers.nginx import run_nginx
@@ -101,7 +102,7 @@ def options(credential: CredentialFiles, version: TLSVersion) -> ServerOptions:
     return ServerOptions(credential=credential, versions=(version,))
 
 
-@pytest.fixture(params=["openssl", "nginx", "gnutls-serv", "haproxy"])
+@pytest.fixture(params=["openssl", "nginx", "gnutls-serv", "haproxy", "go"])
 def serve(
     request: pytest.FixtureRequest, require_program: Callable[[str], Program], tmp_path: Path
 ) -> Callable[[ServerOptions], AbstractContextManager[RunningServer]]:
@@ -116,11 +117,21 @@ def serve(
         with serving(handler) as backend, run_haproxy(options, backend) as server:
             yield server
 
+    @contextlib.contextmanager
+    def go(options: ServerOptions) -> Iterator[RunningServer]:
+        try:
+            with run_go_http(options, tmp_path) as server:
+                yield server
+        except PeerUnavailable as error:
+            pytest.skip(f"unsupported: {error}")
+
     def start(options: ServerOptions) -> AbstractContextManager[RunningServer]:
         if kind == "gnutls-serv":
             return run_gnutls_http(options, PAYLOAD)
         if kind == "haproxy":
             return haproxy(options)
+        if kind == "go":
+            return go(options)
         return (run_nginx if kind == "nginx" else run_s_server_files)(options, tmp_path)
 
     return start
@@ -394,6 +405,30 @@ def test_s_server_writes_a_key_log(
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
 
 
+def test_go_writes_a_key_log(
+    client: Client,
+    require_program: Callable[[str], Program],
+    ec_credential: CredentialFiles,
+    tmp_path: Path,
+) -> None:
+    require_program("go")
+    log = tmp_path / "server.log"
+    with run_go_http(ServerOptions(credential=ec_credential, key_log=log), tmp_path) as server:
+        succeeded(client.send(server.address, b"x"))
+        assert "SERVER_TRAFFIC_SECRET_0" in log.read_text("ascii")
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+
+
+def test_what_go_cannot_be_asked_for_is_an_input_error(
+    require_program: Callable[[str], Program], ec_credential: CredentialFiles, tmp_path: Path
+) -> None:
+    require_program("go")
+    for wrong in ({"groups": ("ffdhe2048",)}, {"suites": ("TLS_AES_128_CCM_SHA256",)}):
+        options = ServerOptions(credential=ec_credential, **wrong)
+        with pytest.raises(InputError, match="Go"), run_go_http(options, tmp_path):
+            pass
+
+
 @pytest.mark.usefixtures("nginx")
 def test_nginx_has_no_key_log(ec_credential: CredentialFiles, tmp_path: Path) -> None:
     options = ServerOptions(credential=ec_credential, key_log=tmp_path / "log")
@@ -458,7 +493,8 @@ def test_dead_server_gives_its_words_at_once(
     )
     options = ServerOptions(credential=mismatched, start_seconds=3600)
     words = (
-        "(?i)ended before it (listened|started a worker).*(mismatch|do not match|inconsistencies)"
+        r"(?i)ended before it (listened|started a worker|said its address)"
+        r".*(mismatch|do(es)? not match|inconsistencies)"
     )
     with pytest.raises(PeerFailed, match=words), serve(options):
         pass

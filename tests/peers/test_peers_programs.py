@@ -87,6 +87,7 @@ def test_packages_of_debian_and_ubuntu() -> None:
             "curl",
             "faketime",
             "gnutls-bin",
+            "golang-go",
             "haproxy",
             "nginx",
             "openssl",

@@ -24,6 +24,7 @@ from certs.keystore import KeyStore
 from certs.keystore.kek import FileKEK
 from interop.peers.endpoints import CredentialFiles, ServerOptions
 from interop.peers.gnutls import run_gnutls_http
+from interop.peers.go import run_go_http
 from interop.peers.haproxy import run_haproxy
 from interop.peers.nginx import run_nginx
 from interop.peers.telltale_server import TelltaleServer
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from certs.credential import Credential
+    from interop.peers.endpoints import RunningServer
 
     Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -188,7 +190,28 @@ def test_haproxy_is_proved_unless_its_tickets_hold_main_secrets(
     files = issued["ec"]
     options = dataclasses.replace(files.options, tickets=tickets)
     with serving(Backend) as backend, run_haproxy(options, backend) as server:
-        status, report, _ = prove(pfs, tmp_path / "evidence", files, server.address, "--no-tshark")
+        assert_judged_by_its_tickets(server, files, tmp_path, pfs, tickets=tickets)
+
+
+@pytest.mark.parametrize("tickets", [False, True])
+def test_go_is_proved_unless_its_tickets_hold_main_secrets(
+    issued: dict[str, Files],
+    tmp_path: Path,
+    pfs: Run,
+    require_program: Callable[[str], object],
+    *,
+    tickets: bool,
+) -> None:
+    require_program("go")
+    files = issued["ec"]
+    with run_go_http(dataclasses.replace(files.options, tickets=tickets), tmp_path) as server:
+        assert_judged_by_its_tickets(server, files, tmp_path, pfs, tickets=tickets)
+
+
+def assert_judged_by_its_tickets(
+    server: RunningServer, files: Files, folder: Path, pfs: Run, *, tickets: bool
+) -> None:
+    status, report, _ = prove(pfs, folder / "evidence", files, server.address, "--no-tshark")
     refuted = {failure.partition(":")[0] for failure in report.failures}
     assert refuted == ({"target-tls12-ticket", "target-s_client-tls12"} if tickets else set())
     assert status == bool(tickets)
