@@ -41,11 +41,16 @@ _PAGE = 1000
 _ORIGIN = "pfs-key-store/"
 
 # The head with what it should agree with: the highest number, and the signature of the last row.
+# (Subqueries, not a join: PostgreSQL takes a table of one row for one of hundreds, and would read
+# the whole log to join them.)
 _END = select(
     audit_head,
     select(func.max(audit_log.c.number)).scalar_subquery().label("last"),
-    audit_log.c.signature,
-).outerjoin(audit_log, audit_log.c.number == audit_head.c.size - 1)
+    select(audit_log.c.signature)
+    .where(audit_log.c.number == audit_head.c.size - 1)
+    .scalar_subquery()
+    .label("signature"),
+)
 _ADD = insert(audit_log)
 _GROW = update(audit_head).values(size=bindparam("new_size"), frontier=bindparam("new_frontier"))
 

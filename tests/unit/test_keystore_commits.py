@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import pytest
 
 from certs.errors import AccessDenied, AuditLogAltered, KeyExists, StoreError
 from certs.keystore import KeyStore, KeyType
+from certs.keystore.audit_log import _END
 from certs.keystore.kek import FileKEK
 
 if TYPE_CHECKING:
@@ -268,3 +270,15 @@ def wait_for(store: KeyStore, count: int) -> None:
             return
         pause.wait(0.01)
     pytest.fail("nobody waited")
+
+
+def test_the_end_of_the_log_is_found_without_reading_the_log(store: KeyStore) -> None:
+    for number in range(50):
+        store.sign("signs", b"%d" % number)
+    engine = store.database.engine
+    explain = {"sqlite": "EXPLAIN QUERY PLAN", "postgresql": "EXPLAIN"}[engine.dialect.name]
+    statement = _END.compile(engine, compile_kwargs={"literal_binds": True})
+    with store.database.read() as connection:
+        plan = [str(row) for row in connection.exec_driver_sql(f"{explain} {statement}")]
+    assert any("audit_log" in line for line in plan)
+    assert not [line for line in plan if re.search(r"(Seq Scan on|SCAN) audit_log\b", line)], plan
