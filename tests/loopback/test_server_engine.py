@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
+from running_engines import DEADLINE_SECONDS, Recorded, dialer, round_trip, run_engine
 
 import transport
 from certs.credential import Credential, TrustAnchors
@@ -21,12 +22,8 @@ from transport.server import (
     CredentialFiles,
     Engine,
     Limits,
-    NoMeter,
     ServedCredential,
-    ServerEngine,
-    ServerEvents,
     ServerSettings,
-    ThreadedEngine,
     UnknownName,
 )
 
@@ -34,97 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-DEADLINE_SECONDS = 20.0
-
-
-class Recorded:
-    """A log in memory that can be waited for."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._lines: list[tuple[str, dict[str, object]]] = []
-
-    def write(self, event: str, /, **fields: object) -> None:
-        with self._changed:
-            self._lines.append((event, fields))
-            self._changed.notify_all()
-
-    def of(self, event: str) -> list[dict[str, object]]:
-        with self._changed:
-            return [fields for name, fields in self._lines if name == event]
-
-    def wait_for(self, event: str, count: int = 1) -> list[dict[str, object]]:
-        with self._changed:
-            assert self._changed.wait_for(
-                lambda: [name for name, _ in self._lines].count(event) >= count, DEADLINE_SECONDS
-            ), f"no {event} among {self._lines}"
-        return self.of(event)
-
-
-class Running:
-    """A live engine, and how to talk to it from the test's thread."""
-
-    def __init__(self, log: Recorded, address: tuple[str, int]) -> None:
-        self.log = log
-        self.address = address
-        self.engine: Any = None
-        self.loop: asyncio.AbstractEventLoop | None = None
-
-    def call(self, name: str, *arguments: object) -> object:
-        """Call a method that is a coroutine of the one engine, a function of the other."""
-        method = getattr(self.engine, name)
-        if self.loop is None:
-            return method(*arguments)
-        return asyncio.run_coroutine_threadsafe(method(*arguments), self.loop).result(
-            DEADLINE_SECONDS
-        )
-
-    def until_open(self, count: int) -> None:
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while self.engine.open_connections != count:
-            assert time.monotonic() < deadline, self.engine
-            time.sleep(0.005)  # a poll of a condition in another thread, not synchronisation
-
-
 Start = Any  # contextmanager factory: start(handler pair, credentials, **settings) -> Running
-
-
-@contextmanager
-def run_engine(engine: Engine, settings: ServerSettings, log: Recorded) -> Iterator[Running]:
-    listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-    running = Running(log, listener.getsockname())
-    identity = settings.make_identity()
-    identity.load()
-    events = ServerEvents(log, NoMeter())
-    if engine is Engine.BLOCKING:
-        threaded = running.engine = ThreadedEngine([listener], settings, identity, events)
-        threaded.start()
-        try:
-            yield running
-        finally:
-            threaded.drain()
-        return
-    started = threading.Event()
-    stop = asyncio.Event()
-
-    async def main() -> None:
-        running.engine = ServerEngine([listener], settings, identity, events)
-        running.loop = asyncio.get_running_loop()
-        running.engine.start()
-        started.set()
-        await stop.wait()
-        await running.engine.drain()
-
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
-    thread.start()
-    assert started.wait(DEADLINE_SECONDS)
-    assert running.loop is not None
-    try:
-        yield running
-    finally:
-        running.loop.call_soon_threadsafe(stop.set)
-        thread.join(DEADLINE_SECONDS)
-        assert not thread.is_alive()
 
 
 @pytest.fixture(params=[Engine.ASYNCIO, Engine.BLOCKING])
@@ -151,29 +58,7 @@ def start(request: pytest.FixtureRequest, identities: Any) -> Start:
 
 @pytest.fixture
 def dial(identities: Any) -> Callable[..., transport.TLSSocket]:
-    def connect(
-        address: tuple[str, int], source: str = "127.0.0.1", **options: Any
-    ) -> transport.TLSSocket:
-        raw = socket.create_connection(address, DEADLINE_SECONDS, source_address=(source, 0))
-        options = {"trust_anchors": identities.anchors, "server_hostname": "localhost"} | options
-        connection = transport.wrap_socket(raw, **options)
-        connection.settimeout(DEADLINE_SECONDS)
-        try:
-            connection.do_handshake()
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    return connect
-
-
-def round_trip(connection: transport.TLSSocket, text: bytes = b"hello") -> None:
-    connection.sendall(text)
-    received = b""
-    while len(received) < len(text) and (data := connection.recv(1000)):
-        received += data
-    assert received == text
+    return dialer(identities.anchors)
 
 
 # Limits
@@ -650,69 +535,3 @@ def test_a_drain_resets_nobody_who_has_connected(start: Start, waiting: int) -> 
         for client in clients:
             while client.recv(1000):  # an alert perhaps, and the end, but no reset
                 pass
-
-
-# Threads
-
-
-def test_threads_are_taken_again_and_only_a_few_are_kept(dial: Any, identities: Any) -> None:
-    threads: list[int] = []
-
-    def note(stream: transport.TLSSocket, client: Any) -> None:
-        threads.append(threading.get_ident())
-        echo_blocking(stream, client)
-
-    settings = ServerSettings(
-        handler=note,
-        engine=Engine.BLOCKING,
-        log=Recorded(),
-        credentials=(ServedCredential(identities.ec),),
-        limits=Limits(drain_seconds=0.5),
-    )
-    with run_engine(Engine.BLOCKING, settings, Recorded()) as server:
-        engine = server.engine
-        for _ in range(20):  # one after the other
-            with dial(server.address) as connection:
-                round_trip(connection)
-            server.until_open(0)
-        assert len(set(threads)) < 5
-        del threads[:]
-        with ExitStack() as stack:
-            for connection in [stack.enter_context(dial(server.address)) for _ in range(30)]:
-                round_trip(connection)
-            assert len(set(threads)) == 30
-        server.until_open(0)
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while len(engine._threads) > 5:  # four that wait, and the one that looks after all
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        with dial(server.address) as connection:
-            round_trip(connection)
-    assert not engine._threads
-
-
-def test_where_no_thread_can_be_started_who_waits_is_served_later(
-    dial: Any, identities: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = Recorded()
-    settings = ServerSettings(
-        handler=echo_blocking,
-        engine=Engine.BLOCKING,
-        log=log,
-        credentials=(ServedCredential(identities.ec),),
-        limits=Limits(drain_seconds=0.5),
-    )
-
-    def refuse(_thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with run_engine(Engine.BLOCKING, settings, log) as server:
-        with monkeypatch.context() as patched, dial(server.address) as first:
-            round_trip(first)
-            patched.setattr(threading.Thread, "start", refuse)
-            with dial(server.address) as second:  # by the one thread that waits
-                round_trip(second)
-                log.wait_for("accepting_paused")
-                third = socket.create_connection(server.address, DEADLINE_SECONDS)
-        with third, dial(server.address) as fourth:
-            round_trip(fourth)

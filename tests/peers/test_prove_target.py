@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, NamedTuple
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from certs.credential import Credential
-    from interop.peers.endpoints import RunningServer
 
     Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -178,40 +178,27 @@ class Backend(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("tickets", [False, True])
-def test_haproxy_is_proved_unless_its_tickets_hold_main_secrets(
+@pytest.mark.parametrize("kind", ["haproxy", "go"])
+def test_a_target_is_proved_unless_its_tickets_hold_main_secrets(
     issued: dict[str, Files],
     tmp_path: Path,
     pfs: Run,
     require_program: Callable[[str], object],
+    kind: str,
     *,
     tickets: bool,
 ) -> None:
-    require_program("haproxy")
+    require_program(kind)
     files = issued["ec"]
     options = dataclasses.replace(files.options, tickets=tickets)
-    with serving(Backend) as backend, run_haproxy(options, backend) as server:
-        assert_judged_by_its_tickets(server, files, tmp_path, pfs, tickets=tickets)
-
-
-@pytest.mark.parametrize("tickets", [False, True])
-def test_go_is_proved_unless_its_tickets_hold_main_secrets(
-    issued: dict[str, Files],
-    tmp_path: Path,
-    pfs: Run,
-    require_program: Callable[[str], object],
-    *,
-    tickets: bool,
-) -> None:
-    require_program("go")
-    files = issued["ec"]
-    with run_go_http(dataclasses.replace(files.options, tickets=tickets), tmp_path) as server:
-        assert_judged_by_its_tickets(server, files, tmp_path, pfs, tickets=tickets)
-
-
-def assert_judged_by_its_tickets(
-    server: RunningServer, files: Files, folder: Path, pfs: Run, *, tickets: bool
-) -> None:
-    status, report, _ = prove(pfs, folder / "evidence", files, server.address, "--no-tshark")
+    with ExitStack() as stack:
+        if kind == "go":
+            server = stack.enter_context(run_go_http(options, tmp_path))
+        else:
+            server = stack.enter_context(
+                run_haproxy(options, stack.enter_context(serving(Backend)))
+            )
+        status, report, _ = prove(pfs, tmp_path / "evidence", files, server.address, "--no-tshark")
     refuted = {failure.partition(":")[0] for failure in report.failures}
     assert refuted == ({"target-tls12-ticket", "target-s_client-tls12"} if tickets else set())
     assert status == bool(tickets)
