@@ -28,7 +28,7 @@ from OpenSSL import SSL
 from interop.census.conditions import Batch, Condition, plan
 from interop.census.sampling import Sampler
 from interop.census.values import Gathered
-from interop.errors import InputError, InteropError
+from interop.errors import DissectError, InputError, InteropError
 from transport import TransportError
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class _Worker:
 
     def give(self, batch: Batch) -> None:
         """Let it make a batch."""
-        with suppress(BrokenPipeError):  # it ended: `take` tells why
+        with suppress(ConnectionError):  # it ended: `take` tells why
             self.pipe.send(batch)
         self.in_hand += 1
 
@@ -140,7 +140,7 @@ class _Worker:
         """Return what a batch brought."""
         try:
             answer = self.pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, ConnectionError):
             self._process.join()
             raise InteropError(
                 f"a worker of the census ended with status {self._process.exitcode} before its "
@@ -163,13 +163,13 @@ def _work(recipe: Recipe, parent: Connection) -> None:
     """Make the batches that come, until none can come any more."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     sampler: Sampler | None = None
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    with suppress(EOFError, ConnectionError):
         while True:
             batch = parent.recv()
             try:
                 sampler = sampler or Sampler(recipe.open())
                 answer: Gathered | Exception = sampler.batch(batch)
-            except (TransportError, SSL.Error) as error:  # which do not travel between processes
+            except (TransportError, SSL.Error, DissectError) as error:  # which cannot be pickled
                 answer = InteropError(f"a handshake of the census failed: {error!r}")
             except (InteropError, OSError) as error:
                 answer = error
