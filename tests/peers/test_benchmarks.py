@@ -28,7 +28,7 @@ BENCHMARKS = {
         ["--seconds", "1", "--rounds", "1", "--versions", "1.3"],
         r"blocking +is [\d.]+ times nginx, [\d.]+ times asyncio-ssl, [\d.]+ times uvicorn\n",
     ),
-    "bulk.py": (["--megabytes", "4", "--rounds", "1"], r"blocking-bulk is [\d.]+ times ssl-bulk"),
+    "bulk.py": (["--megabytes", "4", "--rounds", "1"], r"blocking-bulk +is [\d.]+ times ssl-bulk"),
     "idle_memory.py": (["--connections", "20"], r"asyncio +is [\d.]+ times nginx"),
     "keystore.py": (
         ["--seconds", "0.2", "--rounds", "1", "--keys", "30"],
