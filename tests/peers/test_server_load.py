@@ -16,6 +16,7 @@ import textwrap
 import threading
 import time
 from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -334,15 +335,16 @@ def test_ten_thousand_resets_leave_no_descriptor(authority: Authority, engine: s
             load.until_answered(5)
         until_settled(worker, open_descriptors(worker))
         before = open_descriptors(worker)
-        connect_and_reset(server.address, 1000)  # so that each thread has the memory it works with
-        until_settled(worker, before)
-        memory = resident_kibibytes(worker)
+        memory = [resident_kibibytes(worker)]
         with Load(server.address, authority.ca_file, clients=1) as load:
-            connect_and_reset(server.address, 9000)
-            load.until_answered(5)
+            for _ in range(4):
+                connect_and_reset(server.address, 2500)
+                load.until_answered(5)
+                memory.append(resident_kibibytes(worker))
         assert load.failures == []
         until_settled(worker, before)
-        assert resident_kibibytes(worker) - memory < 8192  # less than a KiB for each
+        # Threads come by the memory that they work with in any quarter; what leaks does so in each.
+        assert min(after - earlier for earlier, after in pairwise(memory)) < 2500, memory
         # One reason, in a few lines and a count of the others: some were gone before they came.
         failures = server.log("handshake_failed")
         assert {line["reason"] for line in failures if "reason" in line} == {
