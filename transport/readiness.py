@@ -4,7 +4,9 @@
 A connection here reads on demand, so it would be registered and taken off again around most waits,
 each time through a selector key, a handle and a system call: a third of what asyncio cost in a full
 handshake. So a loop has one epoll descriptor of ours, which it watches like any other, and each
-connection is registered there once, for both directions, until it is closed.
+connection is registered there once, until it is closed. Whether it takes data is asked from the
+first time on that it does not: most connections never send that much, and a socket that takes data
+at once would make an event, and a turn of the loop, for nothing.
 
 **Edge-triggered** means that readiness is told once: after an event the socket has to be used until
 it says "not now", or nothing more is told. That is what the TLS library does by itself: it wants to
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Readiness", "is_readable"]
 
-_EVENTS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_EVENTS: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _MAX_EVENTS_PER_TURN: Final = 256  # the rest comes in the loop's next turn
 
 
@@ -52,9 +54,13 @@ class Readiness:
         return found
 
     def register(self, descriptor: int, callback: Callable[[int], None]) -> None:
-        """Call `callback` with the events of a socket whenever it becomes ready for something."""
+        """Call `callback` with the events of a socket whenever it has something to read."""
         self._epoll.register(descriptor, _EVENTS)
         self._callbacks[descriptor] = callback
+
+    def watch_writing(self, descriptor: int) -> None:
+        """Call back whenever a registered socket takes data again as well, and now if it does."""
+        self._epoll.modify(descriptor, _EVENTS | select.EPOLLOUT)
 
     def forget(self, descriptor: int) -> None:
         """Call no more; closing the descriptor, which must follow, takes it out of the kernel."""

@@ -6,9 +6,10 @@ loop that exists already, where `reload` and `replace_credentials` swap what new
 
 **A connection's way.** The callback of the listening socket accepts (64 at most before others get
 their turn) and asks the ledger; whom it refuses gets a fatal alert in the clear, so that the
-peer's log says more than "connection reset". Everyone else gets a task: handshake under its
-deadline, the check of what was negotiated (`transport.negotiated`), authorization, the handler. The
-task's end is the only place where a place in the ledger is given back.
+peer's log says more than "connection reset". For everyone else the handshake begins, under its
+deadline, in callbacks of the loop; then comes the check of what was negotiated
+(`transport.negotiated`), authorization, and a task for the handler. `_end` is the only place where
+a place in the ledger is given back.
 
 **Idle and lifetime.** How long a connection was idle is asked of the kernel (``TCP_INFO``), which
 notes every segment of data in either direction. No read or write of the application pays for the
@@ -26,16 +27,18 @@ import asyncio
 import socket
 import struct
 from contextlib import suppress
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, cast
 
 from transport.accepting import ACCEPT_PAUSE_SECONDS, NoRoom, accept_next
+from transport.attendance import Attendance
 from transport.errors import AlertDescription
 from transport.readiness import is_readable
 from transport.server_limits import ConnectionLedger, DeadlineHeap, client_key
 from transport.server_settings import Client, Handler, ServerSettings, WorkerState
 from transport.sockets import close_politely
-from transport.tls_stream import DEFAULT_LIMIT_BYTES, TLSStream, establish
+from transport.tls_stream import DEFAULT_LIMIT_BYTES, TLSStream, open_stream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +64,16 @@ _TCP_INFO_BYTES: Final = 56
 class _Visit:
     """One connection that the engine looks after."""
 
-    __slots__ = ("client", "ended", "key", "lives_until", "started", "stream", "transport")
+    __slots__ = (
+        "client",
+        "ended",
+        "key",
+        "lives_until",
+        "started",
+        "stream",
+        "task",
+        "transport",
+    )
 
     def __init__(
         self,
@@ -77,6 +89,7 @@ class _Visit:
         self.started = started
         self.lives_until = lives_until
         self.stream: TLSStream | None = None
+        self.task: asyncio.Task[None] | None = None  # of the handler, once the handshake is done
         self.ended = False
 
 
@@ -102,7 +115,7 @@ class ServerEngine:
         self._events = events
         self._ledger = ConnectionLedger(settings.limits, self._loop.time())
         self._deadlines: DeadlineHeap[_Visit] = DeadlineHeap(attrgetter("ended"))
-        self._visits: dict[asyncio.Task[None], _Visit] = {}
+        self._visits: Attendance[_Visit] = Attendance()
         self._state = WorkerState()
         self._pause: asyncio.TimerHandle | None = None
         self._load_lock = asyncio.Lock()
@@ -204,58 +217,77 @@ class ServerEngine:
             now,
             None if lifetime is None else now + lifetime,
         )
+        self._visits.add(visit)
         self._events.meter.opened()
-        task = self._loop.create_task(self._serve(visit))
-        self._visits[task] = visit
-        task.add_done_callback(self._ended)
-
-    # One connection
-
-    async def _serve(self, visit: _Visit) -> None:
-        address = visit.client.address
         try:
-            stream = await establish(
-                visit.transport,
+            visit.stream = open_stream(
+                transport,
                 self._identity.endpoint,
-                handshake_timeout_seconds=self._limits.handshake_timeout_seconds,
                 shutdown_timeout_seconds=self._limits.shutdown_timeout_seconds,
                 limit_bytes=DEFAULT_LIMIT_BYTES,
             )
-            self._authorize(stream)
-        except OSError as error:
-            elapsed = self._loop.time() - visit.started
-            self._events.handshake_failed(address, error, elapsed)
+        except Exception as error:  # noqa: BLE001 - or its place in the ledger would be lost
+            self._not_established(visit, error)
+        else:
+            visit.stream.begin_handshake(
+                self._limits.handshake_timeout_seconds, partial(self._handshake_ended, visit)
+            )
+
+    # One connection
+
+    def _handshake_ended(self, visit: _Visit, error: Exception | None) -> None:
+        stream = visit.stream
+        if error is None and stream is not None:
+            error = self._refusal(stream)
+        if error is not None or stream is None:
+            self._not_established(visit, error)
             return
-        visit.stream = stream
         now = self._loop.time()
-        self._events.handshake_done(address, stream.negotiated, now - visit.started)
+        self._events.handshake_done(visit.client.address, stream.negotiated, now - visit.started)
         self._watch(visit, now)
+        visit.task = self._loop.create_task(self._serve(stream, visit.client))
+        visit.task.add_done_callback(partial(self._ended, visit))
+
+    def _refusal(self, stream: TLSStream) -> Exception | None:
+        if self._settings.authorize is not None:
+            try:
+                self._settings.authorize(stream.negotiated)
+            except Exception as refusal:  # noqa: BLE001 - it may be anybody's code
+                return refusal
+        return None
+
+    def _not_established(self, visit: _Visit, error: Exception | None) -> None:
+        address = visit.client.address
+        if visit.stream is not None:
+            visit.stream.abort()
+        if isinstance(error, OSError):
+            self._events.handshake_failed(address, error, self._loop.time() - visit.started)
+        elif error is not None:
+            self._events.connection_failed(address, error)
+        self._end(visit)
+
+    async def _serve(self, stream: TLSStream, client: Client) -> None:
         async with stream:
-            await self._handler(stream, visit.client)
+            await self._handler(stream, client)
 
-    def _authorize(self, stream: TLSStream) -> None:
-        if self._settings.authorize is None:
-            return
-        try:
-            self._settings.authorize(stream.negotiated)
-        except BaseException:
-            stream.abort()
-            raise
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        visit = self._visits.pop(task)
-        visit.ended = True
-        visit.stream = None  # the heap may keep the visit for a while, but not all that memory
-        self._deadlines.item_ended()
-        self._ledger.release(visit.key)
-        self._events.meter.closed()
-        if self._pause is not None:
-            self._accept_again()  # a descriptor is free
+    def _ended(self, visit: _Visit, task: asyncio.Task[None]) -> None:
+        self._end(visit)
         if visit.client.cut_reason is not None or task.cancelled():
             return  # already reported
         error = task.exception()
         if error is not None:
             self._events.connection_failed(visit.client.address, error)
+
+    def _end(self, visit: _Visit) -> None:
+        visit.ended = True
+        visit.stream = None  # the heap may keep the visit for a while, but not all that memory
+        visit.task = None
+        self._visits.discard(visit)
+        self._deadlines.item_ended()
+        self._ledger.release(visit.key)
+        self._events.meter.closed()
+        if self._pause is not None:
+            self._accept_again()  # a descriptor is free
 
     # Deadlines
 
@@ -297,18 +329,19 @@ class ServerEngine:
         """Stop accepting, let open requests finish within the drain deadline, end the others."""
         self.stop_accepting()
         self._state.draining = True
-        for visit in self._visits.values():
+        for visit in self._visits:
             if visit.client.is_idle and visit.stream is not None:
                 visit.client.cut_reason = "drained while idle"
                 visit.stream.close()
-        if self._visits:
-            await asyncio.wait(tuple(self._visits), timeout=self._limits.drain_seconds)
-        for task, visit in tuple(self._visits.items()):
+        await self._visits.until_empty(self._limits.drain_seconds)
+        for visit in self._visits:
             if visit.client.cut_reason is None:
                 self._cut(visit, "not finished when draining ended")
-            task.cancel()
-        if self._visits:
-            await asyncio.wait(tuple(self._visits))
+            if visit.task is not None:
+                visit.task.cancel()
+            else:  # in its handshake
+                self._end(visit)
+        await self._visits.until_empty()
         for timer in self._timers.values():
             timer.cancel()
         if self._reloading is not None:

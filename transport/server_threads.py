@@ -4,11 +4,13 @@ For handlers that block. What `transport.server_engine` says about the order of 
 and drain holds here too; what differs:
 
 **Threads.** Whoever accepts a connection serves it. A thread waits at the listening sockets, takes
-a connection, serves it to its end, and waits again; if nobody else waited when it took it, it first
-starts another thread that does, so a handshake that stalls holds up nobody. Nothing is handed from
-thread to thread, and none is made while there are enough (see docs/benchmarks.md for what that
-costs). Of those that have nothing to do a few are kept. Each waits at an epoll of its own with
-``EPOLLEXCLUSIVE``, by which the kernel wakes one of them for a connection.
+a connection, serves it to its end, and waits again. Nothing is handed from thread to thread, and
+none is made while there are enough (see docs/benchmarks.md for what that costs). Before a thread
+waits for its client the first time, it starts another one if nobody is left who accepts, so a
+handshake that stalls holds up nobody. It does not start one before that: of many clients that
+connect and are gone at once each would leave a thread behind that has to be heard, and the threads
+would come faster than they end. Of those that have nothing to do a few are kept. Each waits at an
+epoll of its own with ``EPOLLEXCLUSIVE``, by which the kernel wakes one of them for a connection.
 
 One more thread looks at deadlines and files. All tables are under one lock, held for a few lines at
 a time and never around a call into TLS.
@@ -34,7 +36,7 @@ from transport.accepting import ACCEPT_PAUSE_SECONDS, NoRoom, accept_next
 from transport.server_engine import idle_seconds, refuse_politely
 from transport.server_limits import ConnectionLedger, DeadlineHeap, client_key
 from transport.server_settings import BlockingHandler, Client, ServerSettings, WorkerState
-from transport.tls_socket import TLSSocket
+from transport.tls_socket import TLSSocket, WantRead, WantWrite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -163,20 +165,18 @@ class ThreadedEngine:
 
     def _start_thread(self, target: Callable[[], None]) -> None:
         def run() -> None:
+            thread = threading.current_thread()
+            with self._lock:
+                self._threads.add(thread)
             try:
                 target()
             finally:
                 with self._lock:
                     self._threads.discard(thread)
 
-        thread = threading.Thread(target=run, daemon=True)
-        with self._lock:
-            self._threads.add(thread)
         try:
-            thread.start()
-        except RuntimeError:  # no more threads to be had
-            with self._lock:
-                self._threads.discard(thread)
+            threading.Thread(target=run, daemon=True).start()
+        except RuntimeError:
             self._events.accepting_paused(OSError(errno.EAGAIN, "no thread can be started"))
 
     def _accept_for_ever(self) -> None:
@@ -190,12 +190,15 @@ class ThreadedEngine:
             finally:
                 with self._lock:
                     self._places.append(place)
-                    nobody_waits = len(self._places) == _MOST_WAITING
             if visit is None:
                 return
-            if nobody_waits:
-                self._start_thread(self._accept_for_ever)
             self._run(visit)
+
+    def _let_somebody_accept(self) -> None:
+        with self._lock:
+            nobody_waits = len(self._places) == _MOST_WAITING
+        if nobody_waits and not self._stopping.is_set():
+            self._start_thread(self._accept_for_ever)
 
     def _next_visit(self, place: select.epoll) -> _Visit | None:
         """Wait for a connection that is admitted; None when the engine stops."""
@@ -287,6 +290,11 @@ class ThreadedEngine:
 
     def _shake_hands(self, stream: TLSSocket) -> None:
         try:
+            stream.settimeout(0)
+            with suppress(WantRead, WantWrite):
+                stream.do_handshake()
+            stream.settimeout(None)
+            self._let_somebody_accept()
             stream.do_handshake()
             if self._settings.authorize is not None:
                 self._settings.authorize(stream.negotiated)
@@ -322,10 +330,7 @@ class ThreadedEngine:
             now = time.monotonic()
             for visit in self._due_visits(now):
                 self._look_at(visit, now)
-            with self._lock:
-                nobody_waits = len(self._places) == _MOST_WAITING
-            if nobody_waits:  # no thread could be started, or one is about to
-                self._start_thread(self._accept_for_ever)
+            self._let_somebody_accept()  # if no thread could be started before
             if interval is not None and now >= files_due:
                 files_due = now + interval
                 if self._identity.has_changed():

@@ -1,9 +1,9 @@
 """The asyncio engine: `open_connection` and `start_server`.
 
 What they hand out is a `transport.tls_stream.TLSStream`. A server accepts in a callback of the
-loop and gives each connection a task of its own: first the handshake, under its deadline, then the
-handler. A handler therefore never sees a connection whose negotiated parameters were not checked,
-and a client that stalls its handshake holds up nobody else.
+loop, and the handshake goes on in callbacks too, under its deadline, as the client's messages come;
+then the handler gets a task. It therefore never sees a connection whose negotiated parameters were
+not checked, and a client that stalls its handshake holds up nobody else.
 
 **Running out of descriptors.** `accept` then fails at once, and goes on failing while the listening
 socket stays readable, so the loop would spin. Accepting pauses for a second instead, as asyncio's
@@ -16,9 +16,11 @@ import asyncio
 import errno
 import logging
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 from transport.accepting import ACCEPT_PAUSE_SECONDS, NoRoom, accept_next
+from transport.attendance import Attendance
 from transport.context import EndpointContext, server_context, shared_client_context
 from transport.policy import DEFAULT_POLICY, SecurityPolicy
 from transport.readiness import is_readable
@@ -30,6 +32,7 @@ from transport.tls_stream import (
     DEFAULT_SHUTDOWN_TIMEOUT_SECONDS,
     TLSStream,
     establish,
+    open_stream,
 )
 
 if TYPE_CHECKING:
@@ -97,15 +100,16 @@ async def open_connection(
     )
     async with asyncio.timeout_at(deadline):
         transport = await _connect(host, port)
-    return await establish(
+    stream = open_stream(
         transport,
         endpoint,
         server_hostname=server_hostname or host,
         tickets=tickets,
-        handshake_timeout_seconds=deadline - loop.time(),
         shutdown_timeout_seconds=shutdown_timeout_seconds,
         limit_bytes=limit_bytes,
     )
+    await establish(stream, deadline - loop.time())
+    return stream
 
 
 async def _connect(host: str, port: int) -> socket.socket:
@@ -203,6 +207,17 @@ async def _listen(host: str | None, port: int, backlog: int) -> tuple[socket.soc
     return tuple(listeners)
 
 
+class _Connection:
+    """One client: its stream, and the task of its handler once the handshake is done."""
+
+    __slots__ = ("address", "stream", "task")
+
+    def __init__(self, stream: TLSStream, address: object) -> None:
+        self.stream = stream
+        self.address = address
+        self.task: asyncio.Task[None] | None = None
+
+
 class TLSServer:
     """A TLS server in the event loop; made by `start_server`.
 
@@ -229,11 +244,13 @@ class TLSServer:
         self._shutdown_timeout_seconds = shutdown_timeout_seconds
         self._limit_bytes = limit_bytes
         self._on_handshake_failure = on_handshake_failure
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections: Attendance[_Connection] = Attendance()
         self._serving = True
 
     def __repr__(self) -> str:
-        return f"<TLSServer on {len(self.sockets)} sockets with {len(self._tasks)} connections>"
+        return (
+            f"<TLSServer on {len(self.sockets)} sockets with {len(self._connections)} connections>"
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -245,10 +262,13 @@ class TLSServer:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self._shutdown_timeout_seconds)
-        for task in self._tasks:
-            task.cancel()
+        await self._connections.until_empty(self._shutdown_timeout_seconds)
+        for connection in self._connections:
+            if connection.task is not None:
+                connection.task.cancel()
+            else:  # in its handshake
+                connection.stream.abort()
+                self._connections.discard(connection)
         await self.wait_closed()
 
     @property
@@ -270,8 +290,7 @@ class TLSServer:
 
     async def wait_closed(self) -> None:
         """Wait until every connection has ended."""
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._connections.until_empty()
 
     def resume_accepting(self) -> None:
         """Accept on every listening socket; `start_server` has called it already."""
@@ -290,31 +309,49 @@ class TLSServer:
                 return
             if accepted is None:
                 return
-            task = self._loop.create_task(self._serve(*accepted))
-            self._tasks.add(task)
-            task.add_done_callback(self._ended)
+            self._begin(*accepted)
             if not is_readable(listener):  # cheaper than the exception of an `accept` in vain
                 return
 
-    async def _serve(self, transport: socket.socket, address: object) -> None:
+    def _begin(self, transport: socket.socket, address: object) -> None:
         try:
-            stream = await establish(
+            stream = open_stream(
                 transport,
                 self._endpoint,
-                handshake_timeout_seconds=self._handshake_timeout_seconds,
                 shutdown_timeout_seconds=self._shutdown_timeout_seconds,
                 limit_bytes=self._limit_bytes,
             )
         except OSError as error:
-            _LOGGER.info("handshake with %s failed: %s", address, error)
-            if self._on_handshake_failure is not None:
-                self._on_handshake_failure(address, error)
+            self._report_failure(address, error)
             return
+        connection = _Connection(stream, address)
+        self._connections.add(connection)
+        stream.begin_handshake(
+            self._handshake_timeout_seconds, partial(self._handshake_ended, connection)
+        )
+
+    def _handshake_ended(self, connection: _Connection, error: Exception | None) -> None:
+        if error is None:
+            connection.task = self._loop.create_task(self._serve(connection.stream))
+            connection.task.add_done_callback(partial(self._ended, connection))
+            return
+        connection.stream.abort()
+        self._connections.discard(connection)
+        if not isinstance(error, OSError):
+            raise error
+        self._report_failure(connection.address, error)
+
+    def _report_failure(self, address: object, error: OSError) -> None:
+        _LOGGER.info("handshake with %s failed: %s", address, error)
+        if self._on_handshake_failure is not None:
+            self._on_handshake_failure(address, error)
+
+    async def _serve(self, stream: TLSStream) -> None:
         async with stream:
             await self._handler(stream)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+    def _ended(self, connection: _Connection, task: asyncio.Task[None]) -> None:
+        self._connections.discard(connection)
         error = None if task.cancelled() else task.exception()
         if isinstance(error, OSError):
             _LOGGER.info("a connection ended: %s", error)  # a peer that broke off is daily life

@@ -38,6 +38,7 @@ import asyncio
 import select
 import socket
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 from transport.connection import MAX_RECORD_BYTES, TLSCore, Want
@@ -47,6 +48,7 @@ from transport.send_queue import SendQueue
 from transport.sockets import prepare_socket
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from transport.authorization import AuthorizedPeer
@@ -54,7 +56,15 @@ if TYPE_CHECKING:
     from transport.negotiated import NegotiatedSession
     from transport.sessions import ConnectionTickets
 
-__all__ = ["DEFAULT_LIMIT_BYTES", "DEFAULT_SHUTDOWN_TIMEOUT_SECONDS", "TLSStream", "establish"]
+    HandshakeEnd = Callable[[Exception | None], None]
+
+__all__ = [
+    "DEFAULT_LIMIT_BYTES",
+    "DEFAULT_SHUTDOWN_TIMEOUT_SECONDS",
+    "TLSStream",
+    "establish",
+    "open_stream",
+]
 
 DEFAULT_LIMIT_BYTES: Final = 64 * 1024
 DEFAULT_SHUTDOWN_TIMEOUT_SECONDS: Final = 5.0
@@ -63,19 +73,18 @@ _LINGER_SECONDS: Final = 1.0
 _READS_PER_TURN: Final = 64
 
 
-async def establish(
+def open_stream(
     transport: socket.socket,
     endpoint: EndpointContext,
     *,
     server_hostname: str | None = None,
     tickets: ConnectionTickets | None = None,
-    handshake_timeout_seconds: float,
     shutdown_timeout_seconds: float,
     limit_bytes: int,
 ) -> TLSStream:
-    """Do the handshake on a connected socket, which becomes non-blocking, and return its stream.
+    """Return the stream of a connected socket, which becomes non-blocking; its handshake is next.
 
-    Raises `HandshakeTimeout` and every other `TransportError`; the socket is closed then.
+    Raises `APIMisuse` and `OSError`; the socket is closed then.
     """
     try:
         prepare_socket(transport)
@@ -83,18 +92,37 @@ async def establish(
     except BaseException:
         transport.close()
         raise
-    stream = TLSStream(
+    return TLSStream(
         transport,
         core,
         shutdown_timeout_seconds=shutdown_timeout_seconds,
         limit_bytes=limit_bytes,
     )
+
+
+async def establish(stream: TLSStream, handshake_timeout_seconds: float) -> None:
+    """Do the handshake of a new stream and wait for its end.
+
+    Raises `HandshakeTimeout` and every other `TransportError`; the connection is closed then.
+    """
+    ended = asyncio.get_running_loop().create_future()
     try:
-        await stream.handshake(handshake_timeout_seconds)
+        stream.begin_handshake(handshake_timeout_seconds, partial(_settle, ended))
+        await ended
     except BaseException:
         stream.abort()
         raise
-    return stream
+    finally:
+        del ended  # it has the error, and that refers to this frame
+
+
+def _settle(ended: asyncio.Future[None], error: Exception | None) -> None:
+    if ended.cancelled():
+        return
+    if error is None:
+        ended.set_result(None)
+    else:
+        ended.set_exception(error)
 
 
 class TLSStream:
@@ -112,6 +140,8 @@ class TLSStream:
         "_eof_requested",
         "_finished",
         "_flush_scheduled",
+        "_handshake_ended",
+        "_handshake_timer",
         "_limit_bytes",
         "_lingering",
         "_loop",
@@ -125,6 +155,7 @@ class TLSStream:
         "_tickets_may_come",
         "_transport",
         "_turn",
+        "_watches_writing",
         "_write_blocked",
         "_write_failure",
         "_write_waiters",
@@ -149,6 +180,9 @@ class TLSStream:
         self._read_waiter: asyncio.Future[None] | None = None
         self._readiness = Readiness.of_running_loop()
         self._registered = False
+        self._watches_writing = False
+        self._handshake_ended: HandshakeEnd | None = None  # while one is under way
+        self._handshake_timer: asyncio.TimerHandle | None = None
         self._queue = SendQueue()
         self._flush_scheduled = False
         self._write_blocked = False
@@ -214,28 +248,51 @@ class TLSStream:
             return calls[name]() if name in calls else default
         return default
 
-    async def handshake(self, timeout_seconds: float) -> None:
-        """Do the handshake; `establish` has done it already on a stream that users hold."""
-        want = self._core.handshake()
-        if want is None:
-            return
-        timer = self._loop.call_later(timeout_seconds, self._handshake_timed_out)
+    # The handshake
+
+    def begin_handshake(self, timeout_seconds: float, ended: HandshakeEnd) -> None:
+        """Do the handshake as the peer's messages come; `establish` and servers call it once.
+
+        `ended` is called at the end, perhaps before this returns: with None, or with the error,
+        and then whoever called has to abort. It is not called once the stream was aborted.
+        """
+        self._handshake_ended = ended
+        self._shake_hands()
+        if self._handshake_ended is not None:
+            self._handshake_timer = self._loop.call_later(
+                timeout_seconds, self._handshake_timed_out
+            )
+
+    def _shake_hands(self) -> None:
         try:
-            while want is not None:
-                await (self._until_readable() if want is Want.READ else self._until_writable())
-                want = self._core.handshake()
-        finally:
-            timer.cancel()
+            want = self._core.handshake()
+            if want is not None:
+                self._await_ready(want)
+                return
+        except Exception as error:  # noqa: BLE001 - whoever began the handshake is told
+            self._end_handshake(error)
+        else:
+            self._end_handshake(None)
+
+    def _end_handshake(self, error: Exception | None) -> None:
+        ended = self._forget_handshake()
+        if ended is not None:
+            ended(error)
+
+    def _forget_handshake(self) -> HandshakeEnd | None:
+        if self._handshake_timer is not None:
+            self._handshake_timer.cancel()
+            self._handshake_timer = None
+        ended, self._handshake_ended = self._handshake_ended, None
+        return ended
 
     def _handshake_timed_out(self) -> None:
-        self._core.fail(
-            HandshakeTimeout(
-                "the peer did not finish its handshake in time",
-                advice="look for a peer that does not speak TLS, or allow more time",
-            )
+        timeout = HandshakeTimeout(
+            "the peer did not finish its handshake in time",
+            advice="look for a peer that does not speak TLS, or allow more time",
         )
-        self._wake_reader()  # the handshake goes on, and raises that
-        self._wake_writers()
+        self._core.fail(timeout)
+        self._end_handshake(timeout)
 
     # Reading
 
@@ -391,7 +448,7 @@ class TLSStream:
             want = None
         self._write_blocked = want is not None
         if want is not None:
-            self._register()
+            self._await_ready(want)
         self._wake_writers()
         if self._closing and want is None:
             self._finish_after_tickets()
@@ -467,6 +524,7 @@ class TLSStream:
         if self._finished:
             return
         self._finished = True
+        self._forget_handshake()
         if self._shutdown_timer is not None:
             self._shutdown_timer.cancel()
         descriptor = self._transport.fileno()
@@ -485,19 +543,26 @@ class TLSStream:
 
     # Readiness
 
-    def _register(self) -> None:
+    def _await_ready(self, want: Want) -> None:
+        """Let `_on_ready` be called when the socket is ready for what it was not ready for."""
         if not self._registered:
             self._registered = True
             self._readiness.register(self._transport.fileno(), self._on_ready)
+        if want is Want.WRITE and not self._watches_writing:
+            self._watches_writing = True
+            self._readiness.watch_writing(self._transport.fileno())
 
     def _on_ready(self, events: int) -> None:
+        if self._handshake_ended is not None:
+            self._shake_hands()
+            return
         if events != select.EPOLLOUT:
             self._wake_reader()
         if self._write_blocked:
             self._flush()
 
     async def _until_readable(self) -> None:
-        self._register()
+        self._await_ready(Want.READ)
         self._read_waiter = self._loop.create_future()
         try:
             await self._read_waiter
@@ -510,7 +575,7 @@ class TLSStream:
             waiter.set_result(None)
 
     async def _until_writable(self) -> None:
-        self._register()
+        self._await_ready(Want.WRITE)
         self._write_blocked = True
         await self._until_writer_moves()
 

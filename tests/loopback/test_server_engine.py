@@ -522,6 +522,17 @@ def test_what_does_not_finish_is_cut_at_the_drain_deadline(start: Start, dial: A
     assert [one["reason"] for one in server.log.of("cut")] == ["not finished when draining ended"]
 
 
+def test_a_handshake_that_does_not_finish_ends_with_the_drain(start: Start) -> None:
+    with start(limits=Limits(drain_seconds=0.3)) as server:
+        silent = socket.create_connection(server.address)
+        server.until_open(1)
+    silent.settimeout(DEADLINE_SECONDS)
+    assert silent.recv(100) == b""
+    silent.close()
+    assert [one["reason"] for one in server.log.of("cut")] == ["not finished when draining ended"]
+    assert server.engine.open_connections == 0
+
+
 @pytest.mark.parametrize("waiting", [1, 200])
 def test_a_drain_resets_nobody_who_has_connected(start: Start, waiting: int) -> None:
     with ExitStack() as stack:

@@ -361,6 +361,30 @@ async def test_a_name_without_address_is_an_error(identities: Any) -> None:
         )
 
 
+async def rejected_by(server: transport.TLSServer) -> None:
+    """Connect, say what is no TLS, and wait for the server to end it."""
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    writer.write(b"this is no TLS\n")
+    await reader.read()
+    writer.close()
+
+
+async def test_a_server_that_ends_ends_the_handshakes_under_way(identities: Any) -> None:
+    async def handle(_: TLSStream) -> None: ...
+
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        async with await transport.start_server(
+            handle, "127.0.0.1", 0, credential=identities.ec, shutdown_timeout_seconds=0.2
+        ) as server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            # When one that came later was answered, this one has been accepted.
+            await rejected_by(server)
+            assert "with 1 connections" in repr(server)
+        assert "with 0 connections" in repr(server)
+        assert await reader.read() == b""
+        writer.close()
+
+
 async def test_a_cancelled_handshake_closes_the_connection(identities: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         connecting = asyncio.create_task(
