@@ -104,10 +104,33 @@ def make_identity(key_type: KeyType = KeyType.EC_P256) -> Iterator[Identity]:
 
 
 @contextlib.contextmanager
+def make_rsa_identity(bits: int) -> Iterator[Identity]:
+    """Make a self-signed certificate with an RSA key, larger than a key store's if need be."""
+    with tempfile.TemporaryDirectory(prefix="pfs-bench-") as name:
+        chain, key = Path(name, "chain.pem"), Path(name, "key.pem")
+        key.touch(0o600)
+        command: Sequence[str | Path] = (
+            *(find_program("openssl").path, "req", "-x509", "-newkey", f"rsa:{bits}", "-nodes"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+            *("-keyout", key, "-out", chain),
+        )
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        yield Identity(CredentialFiles(certificate_chain=chain, private_key=key), chain)
+
+
+@contextlib.contextmanager
 def run_server(
-    name: str, identity: Identity, version: TLSVersion = "1.3", *, workers: int = 1
+    name: str,
+    identity: Identity,
+    version: TLSVersion = "1.3",
+    *,
+    workers: int = 1,
+    metrics: str | None = None,
 ) -> Iterator[Server]:
-    """Run the contender `name`: nginx, ``pfs serve ENGINE``, or a kind of `serving.py`."""
+    """Run the contender `name`: nginx, ``pfs serve ENGINE``, or a kind of `serving.py`.
+
+    `metrics` is the address at which ``pfs serve`` counts, none unless given.
+    """
     chain, key = identity.credential.certificate_chain, identity.credential.private_key
     if name == "nginx":
         options = ServerOptions(credential=identity.credential, versions=(version,))
@@ -119,6 +142,7 @@ def run_server(
         arguments = ["serve", "http", "--listen", "0", "--workers", str(workers)]
         arguments += ["--engine", name.removeprefix("pfs serve ")]
         arguments += ["--cert", str(chain), "--key", str(key)]
+        arguments += [] if metrics is None else ["--metrics", metrics]
     else:
         program = Path(sys.executable)
         arguments = [str(SERVING), name, str(chain), str(key), version]
@@ -139,22 +163,8 @@ def handshakes(
     server: Server, identity: Identity, version: TLSVersion, seconds: int, *, clients: int = 1
 ) -> tuple[int, float]:
     """Let `openssl s_time` do full handshakes; return how many, and the server's CPU seconds."""
-    program = find_program("openssl")
-    command: Sequence[str | Path] = (
-        *(program.path, "s_time", "-connect", f"127.0.0.1:{server.port}", "-new"),
-        *("-time", str(seconds), "-CAfile", identity.ca_file, f"-tls{version.replace('.', '_')}"),
-    )
     before = server.cpu_seconds()
-    with tempfile.TemporaryDirectory() as home:
-        running = [
-            subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=clean_environment(Path(home)),
-            )
-            for _ in range(clients)
-        ]
+    with start_clients(server, identity, version, seconds, clients) as running:
         outputs = [process.communicate()[0] for process in running]
     used = server.cpu_seconds() - before
     counts = [re.search(rb"(\d+) connections in \d+ real seconds", output) for output in outputs]
@@ -163,6 +173,29 @@ def handshakes(
             f"openssl s_time and {server.name}: {outputs[0].decode('utf-8', 'replace')[-500:]}"
         )
     return sum(int(count[1]) for count in counts if count is not None), used
+
+
+@contextlib.contextmanager
+def start_clients(
+    server: Server, identity: Identity, version: TLSVersion, seconds: int, clients: int
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Let so many `openssl s_time` do full handshakes, one after the other, for so long."""
+    command: Sequence[str | Path] = (
+        *(find_program("openssl").path, "s_time", "-connect", f"127.0.0.1:{server.port}", "-new"),
+        *("-time", str(seconds), "-CAfile", identity.ca_file, f"-tls{version.replace('.', '_')}"),
+    )
+    with tempfile.TemporaryDirectory() as home, contextlib.ExitStack() as stack:
+        running = []
+        for _ in range(clients):
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=clean_environment(Path(home)),
+            )
+            running.append(stack.enter_context(process))
+            stack.callback(process.kill)
+        yield running
 
 
 def allow_descriptors(count: int) -> int:
@@ -178,7 +211,10 @@ def allow_descriptors(count: int) -> int:
 def print_ratios(unit: str, ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> None:
     """Print the medians of all contenders, and the ratio of each of ours to each of theirs."""
     for name, values in (ours | theirs).items():
-        print(f"  {name:<18} {statistics.median(values):9.1f} {unit}")
+        print(
+            f"  {name:<18} {statistics.median(values):9.1f} {unit} "
+            f"({min(values):.0f} to {max(values):.0f})"
+        )
     for name, values in ours.items():
         ratios = ", ".join(
             f"{statistics.median(values) / statistics.median(other):.2f} times {peer}"

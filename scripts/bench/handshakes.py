@@ -4,23 +4,37 @@ The client is `openssl s_time`, which does one handshake after the other and clo
 nothing. With ``--clients`` several do so at once. Two of ours are the engines alone, two the server
 around them: ``pfs serve http``, with its limits, deadlines and log.
 
+Each measurement starts its server anew. Of two processes of one program, one can make a third more
+handshakes than the other for as long as they live, as their memory happens to lie, so medians are
+those of many processes.
+
 With ``--workers`` it is ``pfs serve http`` with so many worker processes beside itself with one, by
-the clock. Clients and workers share the machine then, so the server has an RSA key: its signature
-costs many times what its clients do, and leaves the cores to the workers.
+the clock: how many handshakes its metrics count in a while in which all are busy. Clients and
+workers share the machine, and a handshake of `openssl s_time` takes it 1.3 to 2 milliseconds, so
+the server has a huge RSA key, whose signatures leave nearly all of the cores to the workers.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
+import socket
 import statistics
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
+from urllib.request import urlopen
 
-from contenders import handshakes, make_identity, one_line_errors, print_ratios, run_server
-
-from certs.key_types import KeyType
+from contenders import (
+    handshakes,
+    make_identity,
+    make_rsa_identity,
+    one_line_errors,
+    print_ratios,
+    run_server,
+    start_clients,
+)
 
 if TYPE_CHECKING:
     from contenders import Identity
@@ -29,53 +43,69 @@ if TYPE_CHECKING:
 
 OURS = ("blocking", "asyncio", "pfs serve blocking", "pfs serve asyncio")
 THEIRS = ("nginx", "asyncio-ssl", "uvicorn")
+CLIENTS_OF_A_WORKER = 8  # the kernel spreads connections by chance, and none shall be idle
+RAMP_SECONDS = 1
 VERSIONS: tuple[TLSVersion, ...] = ("1.3", "1.2")
 
 
 def compare(
     identity: Identity, version: TLSVersion, clients: int, seconds: int, rounds: int
 ) -> None:
-    """Measure all contenders in turn and print."""
+    """Measure all contenders in turn and print; each of them starts anew each time."""
     rates: dict[str, list[float]] = {name: [] for name in OURS + THEIRS}
-    with ExitStack() as stack:
-        servers = [stack.enter_context(run_server(name, identity, version)) for name in rates]
-        for server in servers:
-            handshakes(server, identity, version, 1)  # so that all are warm
-        for _ in range(rounds):
-            for server in servers:
-                count, used = handshakes(server, identity, version, seconds, clients=clients)
-                rates[server.name].append(count / used)
+    for name in [*rates] * rounds:
+        with run_server(name, identity, version) as server:
+            handshakes(server, identity, version, 1)  # so that it is warm
+            count, used = handshakes(server, identity, version, seconds, clients=clients)
+        rates[name].append(count / used)
     print(f"TLS {version}, clients: {clients}, {rounds} rounds of {seconds} s:")
     ours, theirs = ({name: rates[name] for name in names} for names in (OURS, THEIRS))
     print_ratios("handshakes per CPU second of the server", ours, theirs)
 
 
-def compare_workers(identity: Identity, workers: int, seconds: int, rounds: int) -> None:
+def compare_workers(bits: int, workers: int, seconds: int, rounds: int) -> None:
     """Measure one worker and several in turn and print."""
-    walls: dict[int, list[float]] = {1: [], workers: []}
-    costs: dict[int, list[float]] = {1: [], workers: []}
-    clients = 2 * workers
-    with ExitStack() as stack:
-        servers = {
-            number: stack.enter_context(run_server("pfs serve asyncio", identity, workers=number))
-            for number in walls
-        }
-        for _ in range(rounds):
-            for number, server in servers.items():
-                started = time.perf_counter()
-                count, used = handshakes(server, identity, "1.3", seconds, clients=clients)
-                walls[number].append(count / (time.perf_counter() - started))
-                costs[number].append(count / used)
-    print(f"pfs serve http, RSA-3072, {clients} clients, {os.cpu_count()} cores:")
-    for number, rates in walls.items():
+    rates: dict[int, list[float]] = {1: [], workers: []}
+    clients = CLIENTS_OF_A_WORKER * workers
+    with make_rsa_identity(bits) as identity:
+        for number in [*rates] * rounds:
+            rates[number].append(busy_rate(identity, number, clients, seconds))
+    print(f"pfs serve http, RSA-{bits}, {clients} clients, {os.cpu_count()} cores:")
+    for number, found in rates.items():
         print(
-            f"  {number} workers    {statistics.median(rates):8.1f} handshakes a second, "
-            f"{statistics.median(costs[number]):8.1f} per CPU second of the server"
+            f"  {number} workers    {statistics.median(found):8.1f} handshakes a second "
+            f"({min(found):.1f} to {max(found):.1f})"
         )
-    wall, cost = (
-        statistics.median(rates[workers]) / statistics.median(rates[1]) for rates in (walls, costs)
-    )
-    print(f"  {workers} are {wall:.2f} times 1 by the clock, {cost:.2f} times per CPU second")
+    ratio = statistics.median(rates[workers]) / statistics.median(rates[1])
+    print(f"  {workers} are {ratio:.2f} times 1 by the clock")
+
+
+def busy_rate(identity: Identity, workers: int, clients: int, seconds: int) -> float:
+    """Measure the handshakes a second of new workers, all of them busy."""
+    counts_at = f"127.0.0.1:{free_port()}"
+    with (
+        run_server("pfs serve asyncio", identity, workers=workers, metrics=counts_at) as server,
+        start_clients(server, identity, "1.3", seconds + RAMP_SECONDS, clients),
+    ):
+        time.sleep(RAMP_SECONDS)
+        before, started = count_handshakes(counts_at), time.perf_counter()
+        time.sleep(seconds)
+        done = count_handshakes(counts_at) - before
+        return done / (time.perf_counter() - started)
+
+
+def free_port() -> int:
+    """Find a port that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def count_handshakes(address: str) -> int:
+    """Ask a server's metrics how many handshakes it has done."""
+    with urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    counts = re.findall(r"^pfs_handshakes_total\{.*\} ([\d.e+]+)$", text, re.MULTILINE)
+    return sum(int(float(count)) for count in counts)
 
 
 def main() -> None:
@@ -86,12 +116,13 @@ def main() -> None:
     parser.add_argument("--versions", nargs="+", choices=VERSIONS, default=VERSIONS)
     parser.add_argument("--clients", type=int, default=1, help="so many at once")
     parser.add_argument("--workers", type=int, help="compare so many workers with one")
+    parser.add_argument("--rsa-bits", type=int, default=8192, help="of the key for --workers")
     chosen = parser.parse_args()
-    key_type = KeyType.EC_P256 if chosen.workers is None else KeyType.RSA_3072
-    with one_line_errors(), make_identity(key_type) as identity:
+    with one_line_errors(), ExitStack() as stack:
         if chosen.workers is not None:
-            compare_workers(identity, chosen.workers, chosen.seconds, chosen.rounds)
+            compare_workers(chosen.rsa_bits, chosen.workers, chosen.seconds, chosen.rounds)
             return
+        identity = stack.enter_context(make_identity())
         for version in chosen.versions:
             compare(identity, version, chosen.clients, chosen.seconds, chosen.rounds)
 
