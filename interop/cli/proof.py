@@ -59,8 +59,12 @@ def _prove(  # noqa: PLR0917 - the command line names them all
         ),
     ] = None,
     server_key: Annotated[
-        Path | None,
-        typer.Option(metavar="PEM", help="The target's private key; it stays out of the evidence."),
+        list[Path] | None,
+        typer.Option(
+            metavar="PEM",
+            help="The target's private key, which stays out of the evidence; once for each "
+            "certificate that it has.",
+        ),
     ] = None,
     ca: _CA = None,
     server_name: _SERVER_NAME = None,
@@ -87,7 +91,7 @@ def _prove(  # noqa: PLR0917 - the command line names them all
         payload=payload,
         handshakes=handshakes,
         target=prove.TargetOptions(
-            address=target, server_key=server_key, server_name=server_name, ca=ca
+            address=target, server_keys=server_key or (), server_name=server_name, ca=ca
         ),
         ask_tshark=not no_tshark,
         files=ReportFiles(junit=junit, sarif=sarif, markdown=markdown),
@@ -105,9 +109,9 @@ def _verify(  # noqa: PLR0917 - the same
         ),
     ] = None,
     server_key: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            metavar="PEM", help="The key of the server that the evidence is about, if it is."
+            metavar="PEM", help="Each key of the server that the evidence is about, if it is."
         ),
     ] = None,
     no_tshark: _NO_TSHARK = False,
@@ -126,7 +130,7 @@ def _verify(  # noqa: PLR0917 - the same
     return verify.run(
         directory=directory,
         fingerprint=fingerprint,
-        server_key=server_key,
+        server_keys=server_key or (),
         ask_tshark=not no_tshark,
         files=ReportFiles(junit=junit, sarif=sarif, markdown=markdown),
         as_json=as_json,

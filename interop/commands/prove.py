@@ -22,6 +22,7 @@ from transport.commands.addresses import parse_address
 from transport.server_names import ascii_hostname
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from interop.proof.report.files import ReportFiles
@@ -45,17 +46,17 @@ class TargetOptions:
     """What the command line says of a server that the run is to be about."""
 
     address: str | None = None
-    server_key: Path | None = None
+    server_keys: Sequence[Path] = ()
     server_name: str | None = None
     ca: Path | None = None
 
     def load(self) -> OwnServer | None:
         """Return the server, None for none; raises `InputError` for what is missing or wrong."""
         if self.address is None:
-            if self.server_key or self.server_name or self.ca:
+            if self.server_keys or self.server_name or self.ca:
                 raise InputError("--server-key, --server-name and --ca go with --target")
             return None
-        if self.server_key is None or self.ca is None:
+        if not self.server_keys or self.ca is None:
             raise InputError(
                 "a target needs --server-key FILE, its private key, and --ca FILE, its authority"
             )
@@ -74,7 +75,7 @@ class TargetOptions:
             address=(host, port),
             server_name=name,
             trust_anchors=anchors,
-            private_key=self.server_key,
+            private_keys=tuple(self.server_keys),
         )
 
 

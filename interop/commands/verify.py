@@ -11,6 +11,7 @@ from interop.proof.report.terminal import print_verification
 from interop.proof.verification import verify
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from interop.proof.report.files import ReportFiles
@@ -22,7 +23,7 @@ def run(
     *,
     directory: Path,
     fingerprint: str | None,
-    server_key: Path | None,
+    server_keys: Sequence[Path],
     ask_tshark: bool,
     files: ReportFiles,
     as_json: bool,
@@ -30,7 +31,7 @@ def run(
     """Check the evidence, print what came of it, and return 0 if it is intact and proves."""
     files.require_writable(directory)
     verification = verify(
-        directory, fingerprint=fingerprint, ask_again=ask_tshark, target_key=server_key
+        directory, fingerprint=fingerprint, ask_again=ask_tshark, target_keys=server_keys
     )
     files.write_verification(verification)
     if as_json:

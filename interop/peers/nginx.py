@@ -29,6 +29,8 @@ from interop.peers.programs import Program, find_program
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from interop.peers.endpoints import CredentialFiles
+
 __all__ = ["NginxServer", "run_nginx"]
 
 _MAXIMUM_CHAIN_DEPTH: Final = 5
@@ -50,8 +52,7 @@ http {{
   default_type application/octet-stream;
   server {{
     listen {host}:{port} ssl;
-    ssl_certificate {chain};
-    ssl_certificate_key {key};
+    {credential}
     ssl_protocols {protocols};
     ssl_session_tickets {tickets};
     ssl_session_cache none;
@@ -84,13 +85,15 @@ def run_nginx(
     access_log: Path | None = None,
     ticket_key: Path | None = None,
     early_data: bool = False,
+    second_credential: CredentialFiles | None = None,
     program: Program | None = None,
 ) -> Iterator[NginxServer]:
     """Serve the files of `folder` (else of a private one) and take PUT requests in this block.
 
     `connections` is how many may be open at once. With `access_log` it writes a line there for each
     request it has answered. With `ticket_key`, a file of 48 or 80 bytes, its tickets are under that
-    key, and `early_data` takes 0-RTT data, which anyone can replay: both are controls.
+    key, and `early_data` takes 0-RTT data, which anyone can replay: both are controls. A
+    `second_credential`, of another kind of key, is shown to clients that cannot take the first.
     `store_uploads` needs nginx's dav module: without the module, PeerUnavailable. Raises
     PeerUnavailable too if a key log is asked for, InputError for what cannot be configured, and
     PeerFailed with nginx's last words if it does not start.
@@ -113,7 +116,10 @@ def run_nginx(
             store_uploads=store_uploads,
             connections=connections,
             access_log=access_log,
-            weaknesses=_weaknesses(ticket_key, early_data=early_data),
+            directives=[
+                *_weaknesses(ticket_key, early_data=early_data),
+                *_credential_directives(second_credential),
+            ],
         )
         configuration.write_text(text, "utf-8")
         with ChildProcess(
@@ -154,6 +160,14 @@ def _weaknesses(ticket_key: Path | None, *, early_data: bool) -> list[str]:
     return directives
 
 
+def _credential_directives(credential: CredentialFiles | None) -> list[str]:
+    if credential is None:
+        return []
+    chain = _quoted(absolute_file(credential.certificate_chain, "certificate chain"))
+    key = _quoted(absolute_file(credential.private_key, "private key"))
+    return [f"ssl_certificate {chain};", f"ssl_certificate_key {key};"]
+
+
 def _configuration(
     program: Program,
     options: ServerOptions,
@@ -163,9 +177,9 @@ def _configuration(
     store_uploads: bool,
     connections: int,
     access_log: Path | None,
-    weaknesses: Sequence[str],
+    directives: Sequence[str],
 ) -> str:
-    choices = list(weaknesses)
+    choices = list(directives)
     if options.groups is not None:
         choices.append(f"ssl_ecdh_curve {openssl_groups(program, options.groups)};")
     if options.client_ca_file is not None:
@@ -182,7 +196,6 @@ def _configuration(
         location = f"root {_quoted(folder)}; dav_methods PUT; create_full_put_path on;"
     # As root, workers would become `nobody`, who may not enter the private folder.
     user = f"user {pwd.getpwuid(0).pw_name};" if os.geteuid() == 0 else ""
-    credential = options.credential
     protocols = (f"TLSv{version}".removesuffix(".0") for version in options.versions)
     return _CONFIGURATION.format(
         user=user,
@@ -191,8 +204,7 @@ def _configuration(
         access_log="off" if access_log is None else _quoted(access_log.absolute()),
         host=address[0],
         port=address[1],
-        chain=_quoted(absolute_file(credential.certificate_chain, "certificate chain")),
-        key=_quoted(absolute_file(credential.private_key, "private key")),
+        credential=" ".join(_credential_directives(options.credential)),
         protocols=" ".join(protocols),
         tickets="on" if options.tickets else "off",
         choices=" ".join(choices),

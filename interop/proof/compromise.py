@@ -151,18 +151,18 @@ def evaluate(
     *,
     payload_bytes: int,
     payload_sha256: str,
-    target_key: Path | None = None,
+    target_keys: Sequence[Path] = (),
 ) -> tuple[tuple[Theft, ...], tuple[Cell, ...]]:
     """Carry out every theft and try it on every session; return both, thefts by row.
 
-    `target_key` is the file of the target's key, if the run is about somebody's own server. Raises
-    `InputError`, or a `CertsError` for the key store, where the directory lacks something or holds
-    something else.
+    `target_keys` are the files of the target's keys, if the run is about somebody's own server.
+    Raises `InputError`, or a `CertsError` for the key store, where the directory lacks something or
+    holds something else.
     """
     carried_out: list[Theft] = []
     cells: list[Cell] = []
     by_name = {session.name: session for session in sessions}
-    for theft, stolen in thefts(directory, sessions, target_key=target_key):
+    for theft, stolen in thefts(directory, sessions, target_keys=target_keys):
         shown = ""
         if show := _SHOWN.get(theft.name.partition(":")[0]):
             shown = show(directory, theft, stolen, sessions)
@@ -250,10 +250,10 @@ def _server_keys_shown(
     return _keys_shown(directory, stolen, [one for one in sessions if not one.target])
 
 
-def _target_key_shown(
+def _target_keys_shown(
     directory: Path, _theft: Theft, stolen: KeyMaterial, sessions: Sequence[Session]
 ) -> str:
-    """Find the public half of the target's key in each certificate that the target showed."""
+    """Find the public half of a key of the target's in each certificate that the target showed."""
     return _keys_shown(directory, stolen, [one for one in sessions if one.target])
 
 
@@ -359,7 +359,7 @@ _SHOWN: Final[dict[str, Callable[[Path, Theft, KeyMaterial, Sequence[Session]], 
     SERVER_KEY: _server_keys_shown,
     CA_KEYS: _ca_keys_shown,
     "client-key": _client_key_shown,
-    "target-key": _target_key_shown,
+    "target-key": _target_keys_shown,
     "pre-shared-key": _pre_shared_keys_shown,
     EXPORTER: _exporter_secret_shown,
     LATER_TRAFFIC: _later_secret_shown,

@@ -78,7 +78,7 @@ def prove(
             f"a census takes 1 to {MOST_HANDSHAKES_IN_MEMORY:,} handshakes, not {handshakes:,}"
         )
     if target is not None:
-        spki_sha256(target.private_key)
+        spki_sha256(target.private_keys)
     with (
         whole_directory(out, may_replace=is_evidence) as directory,
         tempfile.TemporaryDirectory(prefix="pfs-prove-") as private,
@@ -214,7 +214,7 @@ def _judge(
         sessions,
         payload_bytes=len(payload),
         payload_sha256=sha256,
-        target_key=None if target is None else target.private_key,
+        target_keys=() if target is None else target.private_keys,
     )
     target_name = "" if target is None else target.name
     if ask_tshark:
@@ -259,7 +259,7 @@ def _judge(
             ((entry.name, entry.reason) for entry in skipped), opinion, target_name
         ),
         target=target_name,
-        target_key_sha256="" if target is None else spki_sha256(target.private_key),
+        target_keys_sha256=() if target is None else spki_sha256(target.private_keys),
     )
 
 

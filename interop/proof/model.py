@@ -205,8 +205,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """All that a run found. `verdict` and `failures` follow from the rest.
 
     `started` and `created` are when the run began and when it was judged, RFC 3339 in UTC. `target`
-    is the HOST:PORT of somebody's own server that the run is about, if it is about one, whose key
-    has `target_key_sha256`, in hex of its SubjectPublicKeyInfo, and is not in the evidence.
+    is the HOST:PORT of somebody's own server that the run is about, if it is about one, whose keys
+    have `target_keys_sha256`, in hex of their SubjectPublicKeyInfo, and are not in the evidence.
     """
 
     format: Literal["pfs-report/1"] = FORMAT
@@ -228,7 +228,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     second_opinion: SecondOpinion
     not_tested: tuple[NotTested, ...]
     target: str = ""
-    target_key_sha256: str = ""
+    target_keys_sha256: tuple[str, ...] = ()
 
     @property
     def handshakes(self) -> int:

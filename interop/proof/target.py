@@ -6,7 +6,7 @@ without a key exchange, 0-RTT data. A session that it refuses is named with its 
 it should have refused is recorded, opens, and refutes.
 
 Two things are different. Secrets come from the clients' key logs, since the target's are its own.
-And its private key stays where it is: the evidence says which key it was, and does not hold it.
+And its private keys stay where they are: the evidence says which keys they were, and holds none.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from interop.wire.material import KeyMaterial
 from transport import KeyLogBuffer, TransportError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from certs.credential import TrustAnchors
@@ -45,12 +46,15 @@ _DEADLINE_SECONDS: Final = 10.0  # some clients wait for an end that not every s
 
 @dataclass(frozen=True, kw_only=True)
 class OwnServer:
-    """A server that whoever runs this owns; `private_key` is the file of its key, in PEM."""
+    """A server that whoever runs this owns.
+
+    `private_keys` are the files of its keys, in PEM, one for each certificate that it has.
+    """
 
     address: Address
     server_name: str
     trust_anchors: TrustAnchors
-    private_key: Path
+    private_keys: tuple[Path, ...]
 
     @property
     def name(self) -> str:
@@ -59,12 +63,14 @@ class OwnServer:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def spki_sha256(private_key: Path) -> str:
-    """Return the SHA-256 of a server key's SubjectPublicKeyInfo in hex; raises `InputError`."""
-    stolen, _ = load_stolen(StolenFiles(server_keys=[private_key]))
-    (key,) = stolen.server_private_keys
-    encoded = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(encoded).hexdigest()
+def spki_sha256(private_keys: Sequence[Path]) -> tuple[str, ...]:
+    """Return the SHA-256 of each key's SubjectPublicKeyInfo in hex, sorted; `InputError` if bad."""
+    stolen, _ = load_stolen(StolenFiles(server_keys=private_keys))
+    encoded = (
+        key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        for key in stolen.server_private_keys
+    )
+    return tuple(sorted({hashlib.sha256(each).hexdigest() for each in encoded}))
 
 
 def record_target(

@@ -66,19 +66,20 @@ class _Row(NamedTuple):
 
 
 def thefts(
-    directory: Path, sessions: Sequence[Session], *, target_key: Path | None = None
+    directory: Path, sessions: Sequence[Session], *, target_keys: Sequence[Path] = ()
 ) -> Iterator[tuple[Theft, KeyMaterial]]:
     """Yield every theft with what it hands to the attacker, in the order of the rows.
 
-    `target_key` is the key of somebody's own server, which the directory does not hold.
+    `target_keys` are those of somebody's own server, which the directory does not hold.
     Raises `InputError`, or a `CertsError` for the key store, where the directory lacks something or
     holds something else.
     """
     for row in _long_term_keys(directory, sessions):
         yield _theft(row), _read(directory, row)
-    if target_key is not None:
-        stolen, _ = load_stolen(StolenFiles(server_keys=[target_key]))
-        yield Theft(name=TARGET_KEY, title="The target's key", files=()), stolen
+    if target_keys:
+        stolen, _ = load_stolen(StolenFiles(server_keys=target_keys))
+        title = "The target's key" if len(target_keys) == 1 else "The target's keys"
+        yield Theft(name=TARGET_KEY, title=title, files=()), stolen
     in_store = _keys_of_store(directory)
     authorities = tuple(key for key in in_store if key.name in _AUTHORITIES)
     if len(authorities) < len(_AUTHORITIES):

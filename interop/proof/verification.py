@@ -34,6 +34,7 @@ from interop.proof.target import spki_sha256
 from interop.wire.session import KeyMaterial
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 __all__ = ["Verification", "verify"]
@@ -72,13 +73,13 @@ def verify(
     *,
     fingerprint: str | None = None,
     ask_again: bool = True,
-    target_key: Path | None = None,
+    target_keys: Sequence[Path] = (),
 ) -> Verification:
     """Check `directory`; with `fingerprint`, it must be signed by that key.
 
-    Without `ask_again`, no second opinion is asked for. `target_key` is the file of the target's
-    key, for evidence about somebody's own server, which does not hold it. Raises `InputError` where
-    `directory` is no evidence directory at all, or the target's key is missing or another one.
+    Without `ask_again`, no second opinion is asked for. `target_keys` are the files of the
+    target's keys, for evidence about somebody's own server, which does not hold them. Raises
+    `InputError` where `directory` is no evidence directory at all, or a key is missing or another.
     """
     signer, changes, predicate = check_manifest(directory, fingerprint=fingerprint)
     try:
@@ -86,9 +87,9 @@ def verify(
     except (InteropError, CertsError) as error:
         changes.append(Change("evidence", str(error)))
         return Verification(signer, tuple(changes), (), None)
-    _require_target_key(report, target_key)
+    _require_target_keys(report, target_keys)
     try:
-        disagreements = list(_recompute(directory, report, target_key))
+        disagreements = list(_recompute(directory, report, target_keys))
         repeated: SecondOpinion | None = None
         notes: list[str] = []
         if ask_again and not changes:
@@ -106,15 +107,20 @@ def verify(
     )
 
 
-def _require_target_key(report: Report, target_key: Path | None) -> None:
-    if bool(report.target) is (target_key is None):
+def _require_target_keys(report: Report, target_keys: Sequence[Path]) -> None:
+    if bool(report.target) is not bool(target_keys):
         raise InputError(
             f"this evidence is about {report.target}, whose key it does not hold; give --server-key"
             if report.target
             else "this evidence is about no server of anybody's: leave --server-key out"
         )
-    if target_key is not None and spki_sha256(target_key) != report.target_key_sha256:
-        raise InputError(f"{target_key}: not the key that {report.target} had in this evidence")
+    for path in target_keys:
+        if not {*spki_sha256([path])} <= {*report.target_keys_sha256}:
+            raise InputError(f"{path}: not a key that {report.target} had in this evidence")
+    if spki_sha256(target_keys) != report.target_keys_sha256:
+        raise InputError(
+            f"{report.target} had {len(report.target_keys_sha256)} keys in this evidence; give each"
+        )
 
 
 def _ask_again(directory: Path, report: Report) -> tuple[SecondOpinion, list[str], list[str]]:
@@ -190,7 +196,7 @@ def _read(directory: Path) -> Report:
         raise InputError(f"{path}: {error.strerror}") from error
 
 
-def _recompute(directory: Path, report: Report, target_key: Path | None) -> list[str]:
+def _recompute(directory: Path, report: Report, target_keys: Sequence[Path]) -> list[str]:
     """Return a sentence for each statement of the report that recomputing does not yield."""
     sessions = tuple(
         observe_session(
@@ -211,7 +217,7 @@ def _recompute(directory: Path, report: Report, target_key: Path | None) -> list
         sessions,
         payload_bytes=report.payload_bytes,
         payload_sha256=report.payload_sha256,
-        target_key=target_key,
+        target_keys=target_keys,
     )
     tallies = _tallies(directory)
     replays = tuple(

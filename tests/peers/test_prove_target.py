@@ -94,7 +94,7 @@ def prove(
         *("prove", "--out", out, "--target", f"localhost:{address[1]}"),
         *("--server-key", files.key, "--ca", files.ca, "--handshakes", "40", *more),
     )
-    assert done.returncode in {0, 1}, done.stderr
+    assert (out / "report.json").exists(), done.stderr
     return done.returncode, read_report((out / "report.json").read_bytes()), done
 
 
@@ -137,7 +137,8 @@ def test_nginx_is_proved_and_its_key_stays_where_it_is(
     assert pfs("verify", out, "--server-key", files.key).returncode == 0
     for arguments, words in (
         ((), "give --server-key"),
-        (("--server-key", issued["rsa"].key), "not the key that"),
+        (("--server-key", issued["rsa"].key), "not a key that"),
+        (("--server-key", files.key, "--server-key", issued["rsa"].key), "not a key that"),
     ):
         refused = pfs("verify", out, *arguments)
         assert refused.returncode == 2
@@ -145,7 +146,7 @@ def test_nginx_is_proved_and_its_key_stays_where_it_is(
     tampered = tmp_path / "tampered"
     shutil.copytree(out, tampered)
     text = (tampered / "report.json").read_text()
-    (tampered / "report.json").write_text(text.replace(report.target_key_sha256, "0" * 64))
+    (tampered / "report.json").write_text(text.replace(report.target_keys_sha256[0], "0" * 64))
     changed = pfs("verify", tampered, "--server-key", files.key)
     assert changed.returncode != 0
 
@@ -162,6 +163,33 @@ def test_nginx_with_an_rsa_key_takes_static_rsa_as_it_comes_and_is_refuted(
     assert [failure.partition(":")[0] for failure in report.failures] == ["target-static-rsa"]
     opened = {cell.session for cell in report.cells if cell.stolen == TARGET_KEY and cell.whole}
     assert opened == {"target-static-rsa"}
+
+
+def test_a_server_with_two_certificates_has_two_keys_to_steal(
+    issued: dict[str, Files], tmp_path: Path, pfs: Run, require_program: Callable[[str], object]
+) -> None:
+    require_program("nginx")
+    ec, rsa, out = issued["ec"], issued["rsa"], tmp_path / "evidence"
+    second = ("--server-key", rsa.key)
+    with run_nginx(
+        ec.options, store_uploads=False, second_credential=rsa.options.credential
+    ) as server:
+        status, report, _ = prove(pfs, out, ec, server.address, "--no-tshark", *second)
+        _, of_one, _ = prove(pfs, tmp_path / "of-one", ec, server.address, "--no-tshark")
+    assert status == 1
+    assert [failure.partition(":")[0] for failure in report.failures] == ["target-static-rsa"]
+    opened = {cell.session for cell in report.cells if cell.stolen == TARGET_KEY and cell.whole}
+    assert opened == {"target-static-rsa"}
+    assert len(report.target_keys_sha256) == 2
+    # With one key of the two the theft is no theft of what the server used, and says nothing.
+    assert any("target-key" in failure for failure in of_one.failures), of_one.failures
+
+    verified = pfs("verify", out, "--no-tshark", *second, "--server-key", ec.key)
+    assert "refuted" in verified.stdout
+    assert verified.returncode == 1
+    missing = pfs("verify", out, "--no-tshark", "--server-key", ec.key)
+    assert missing.returncode == 2
+    assert "had 2 keys in this evidence; give each" in missing.stderr
 
 
 class Backend(BaseHTTPRequestHandler):
