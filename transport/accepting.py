@@ -5,19 +5,30 @@ process of that connection's network errors (accept(2)); nothing is wrong with t
 next one may be fine. Where descriptors or memory have run out it is another matter: accepting fails
 at once and goes on failing while the listener stays readable. Whoever accepts then pauses until a
 connection of its own has ended, a second at most. Who waits is in the kernel's queue.
+
+Whom a limit turns away gets a fatal alert in the clear, so that the peer's log says more than
+"connection reset".
 """
 
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
+
+from transport.errors import AlertDescription
+from transport.sockets import close_politely
 
 if TYPE_CHECKING:
     import socket
 
-__all__ = ["ACCEPT_PAUSE_SECONDS", "NoRoom", "accept_next"]
+__all__ = ["ACCEPT_PAUSE_SECONDS", "NoRoom", "accept_next", "refuse_politely"]
 
 ACCEPT_PAUSE_SECONDS: Final = 1.0
+
+# A fatal alert before any key exists. RFC 9846 section 6.2 on internal_error: "an internal error
+# unrelated to the peer or the correctness of the protocol".
+_BUSY_ALERT: Final = bytes((21, 3, 3, 0, 2, 2, AlertDescription.internal_error))
 
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PASSING: Final = frozenset(
@@ -55,3 +66,11 @@ def accept_next(listener: socket.socket) -> tuple[socket.socket, tuple[str, int]
         if error.errno in _PASSING:
             return None
         raise
+
+
+def refuse_politely(transport: socket.socket) -> None:
+    """Close a connection before its handshake with a fatal alert that says so."""
+    transport.settimeout(0)
+    with suppress(OSError):
+        transport.send(_BUSY_ALERT)
+    close_politely(transport)

@@ -5,17 +5,13 @@ is what each worker process of `transport.server_workers` runs, and it can be us
 loop that exists already, where `reload` and `replace_credentials` swap what new connections use.
 
 **A connection's way.** The callback of the listening socket accepts (64 at most before others get
-their turn) and asks the ledger; whom it refuses gets a fatal alert in the clear, so that the
-peer's log says more than "connection reset". For everyone else the handshake begins, under its
-deadline, in callbacks of the loop; then comes the check of what was negotiated
-(`transport.negotiated`), authorization, and a task for the handler. `_end` is the only place where
-a place in the ledger is given back.
+their turn) and asks the ledger. For whom it admits the handshake begins, under its deadline, in
+callbacks of the loop; then comes the check of what was negotiated (`transport.negotiated`),
+authorization, and a task for the handler. `_end` is the only place where a place in the ledger is
+given back.
 
-**Idle and lifetime.** How long a connection was idle is asked of the kernel (``TCP_INFO``), which
-notes every segment of data in either direction. No read or write of the application pays for the
-deadline, and a handler cannot forget to. A peer that stops reading while a response is sent counts
-as idle too once nothing gets through. A connection that is cut ends without close_notify, since
-nobody can say that what was sent was complete.
+A connection that is idle for too long or too old (`transport.visits`) ends without close_notify,
+since nobody can say that what was sent was complete.
 
 **Drain.** Listening stops first. Connections that are idle (`Client.idle`) close, with
 close_notify; the others have until the drain deadline to finish what they do.
@@ -24,73 +20,45 @@ close_notify; the others have until the drain deadline to finish what they do.
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
-from contextlib import suppress
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, cast
 
-from transport.accepting import ACCEPT_PAUSE_SECONDS, NoRoom, accept_next
+from transport.accepting import ACCEPT_PAUSE_SECONDS, NoRoom, accept_next, refuse_politely
 from transport.attendance import Attendance
-from transport.errors import AlertDescription
 from transport.readiness import is_readable
-from transport.server_limits import ConnectionLedger, DeadlineHeap, client_key
+from transport.server_limits import ConnectionLedger, DeadlineHeap
 from transport.server_settings import Client, Handler, ServerSettings, WorkerState
-from transport.sockets import close_politely
 from transport.tls_stream import DEFAULT_LIMIT_BYTES, TLSStream, open_stream
+from transport.visits import Visit
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
 
     from transport.credentials import LiveIdentity, ServedCredential
     from transport.server_events import ServerEvents
+    from transport.server_limits import Limits
 
-__all__ = ["ServerEngine", "idle_seconds", "refuse_politely"]
+__all__ = ["ServerEngine"]
 
 _MAX_ACCEPTS_PER_TURN: Final = 64
 _SWEEP_SECONDS: Final = 0.25
 
-# A fatal alert before any key exists. RFC 9846 section 6.2 on internal_error: "an internal error
-# unrelated to the peer or the correctness of the protocol".
-_BUSY_ALERT: Final = bytes((21, 3, 3, 0, 2, 2, AlertDescription.internal_error))
 
-# struct tcp_info of linux/tcp.h: milliseconds since data was last sent, and last received.
-_LAST_DATA_SENT_OFFSET: Final = 44
-_LAST_DATA_RECEIVED_OFFSET: Final = 52
-_TCP_INFO_BYTES: Final = 56
-
-
-class _Visit:
-    """One connection that the engine looks after."""
-
-    __slots__ = (
-        "client",
-        "ended",
-        "key",
-        "lives_until",
-        "started",
-        "stream",
-        "task",
-        "transport",
-    )
+class _Visit(Visit[TLSStream]):
+    __slots__ = ("task",)
 
     def __init__(
         self,
         transport: socket.socket,
-        client: Client,
-        key: str,
-        started: float,
-        lives_until: float | None,
+        address: tuple[str, int],
+        state: WorkerState,
+        limits: Limits,
+        now: float,
     ) -> None:
-        self.transport = transport
-        self.client = client
-        self.key = key
-        self.started = started
-        self.lives_until = lives_until
-        self.stream: TLSStream | None = None
-        self.task: asyncio.Task[None] | None = None  # of the handler, once the handshake is done
-        self.ended = False
+        super().__init__(transport, address, state, limits, now)
+        self.task: asyncio.Task[None] | None = None  # of the handler, once there is one
 
 
 class ServerEngine:
@@ -203,20 +171,12 @@ class ServerEngine:
 
     def _admit(self, transport: socket.socket, address: tuple[str, int]) -> None:
         now = self._loop.time()
-        key = client_key(str(address[0]))
-        refusal = self._ledger.admit(key, now)
+        visit = _Visit(transport, address, self._state, self._limits, now)
+        refusal = self._ledger.admit(visit.key, now)
         if refusal is not None:
             refuse_politely(transport)
             self._events.refused(address, refusal)
             return
-        lifetime = self._limits.lifetime_seconds
-        visit = _Visit(
-            transport,
-            Client(address, self._state),
-            key,
-            now,
-            None if lifetime is None else now + lifetime,
-        )
         self._visits.add(visit)
         self._events.meter.opened()
         try:
@@ -244,7 +204,7 @@ class ServerEngine:
             return
         now = self._loop.time()
         self._events.handshake_done(visit.client.address, stream.negotiated, now - visit.started)
-        self._watch(visit, now)
+        self._watch(visit, visit.due(now))
         visit.task = self._loop.create_task(self._serve(stream, visit.client))
         visit.task.add_done_callback(partial(self._ended, visit))
 
@@ -291,12 +251,7 @@ class ServerEngine:
 
     # Deadlines
 
-    def _watch(self, visit: _Visit, now: float) -> None:
-        idle = self._limits.idle_timeout_seconds
-        due = min(
-            float("inf") if idle is None else now + idle,
-            float("inf") if visit.lives_until is None else visit.lives_until,
-        )
+    def _watch(self, visit: _Visit, due: float) -> None:
         if due < float("inf"):
             self._deadlines.push(due, visit)
 
@@ -304,18 +259,11 @@ class ServerEngine:
         self._timers["deadlines"] = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
         now = self._loop.time()
         while (visit := self._deadlines.pop_due(now)) is not None:
-            self._look_at(visit, now)
-
-    def _look_at(self, visit: _Visit, now: float) -> None:
-        if visit.lives_until is not None and now >= visit.lives_until:
-            self._cut(visit, "lifetime is over")
-            return
-        limit = self._limits.idle_timeout_seconds
-        idle = idle_seconds(visit.transport)
-        if limit is not None and idle is not None and idle >= limit:
-            self._cut(visit, "idle for too long")
-            return
-        self._watch(visit, now - (idle or 0.0))
+            reason, due = visit.look(now)
+            if reason:
+                self._cut(visit, reason)
+            else:
+                self._watch(visit, due)
 
     def _cut(self, visit: _Visit, reason: str) -> None:
         visit.client.cut_reason = reason
@@ -362,22 +310,3 @@ class ServerEngine:
             self._loop.remove_reader(listener.fileno())
             listener.close()
         self._listeners = ()
-
-
-def refuse_politely(transport: socket.socket) -> None:
-    """Close a connection before its handshake with a fatal alert that says so."""
-    transport.settimeout(0)
-    with suppress(OSError):
-        transport.send(_BUSY_ALERT)
-    close_politely(transport)
-
-
-def idle_seconds(transport: socket.socket) -> float | None:
-    """Return for how long no data moved in either direction; None if the kernel cannot say."""
-    try:
-        info = transport.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-        (sent,) = struct.unpack_from("=I", info, _LAST_DATA_SENT_OFFSET)
-        (received,) = struct.unpack_from("=I", info, _LAST_DATA_RECEIVED_OFFSET)
-    except (OSError, struct.error):  # closed meanwhile, or not TCP
-        return None
-    return float(min(sent, received)) / 1000.0

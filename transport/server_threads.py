@@ -32,11 +32,11 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, cast
 
-from transport.accepting import ACCEPT_PAUSE_SECONDS, NoRoom, accept_next
-from transport.server_engine import idle_seconds, refuse_politely
-from transport.server_limits import ConnectionLedger, DeadlineHeap, client_key
-from transport.server_settings import BlockingHandler, Client, ServerSettings, WorkerState
+from transport.accepting import ACCEPT_PAUSE_SECONDS, NoRoom, accept_next, refuse_politely
+from transport.server_limits import ConnectionLedger, DeadlineHeap
+from transport.server_settings import BlockingHandler, ServerSettings, WorkerState
 from transport.tls_socket import TLSSocket, WantRead, WantWrite
+from transport.visits import Visit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,34 +58,7 @@ class _NotAdmitted(Exception):
         self.error = error
 
 
-class _Visit:
-    """One connection that the engine looks after."""
-
-    __slots__ = (
-        "client",
-        "ended",
-        "key",
-        "lives_until",
-        "started",
-        "stream",
-        "transport",
-    )
-
-    def __init__(
-        self,
-        transport: socket.socket,
-        client: Client,
-        key: str,
-        started: float,
-        lives_until: float | None,
-    ) -> None:
-        self.transport = transport
-        self.client = client
-        self.key = key
-        self.started = started
-        self.lives_until = lives_until
-        self.stream: TLSSocket | None = None
-        self.ended = False
+_Visit = Visit[TLSSocket]
 
 
 class ThreadedEngine:
@@ -233,17 +206,9 @@ class ThreadedEngine:
 
     def _admit(self, transport: socket.socket, address: tuple[str, int]) -> _Visit | None:
         now = time.monotonic()
-        key = client_key(str(address[0]))
-        lifetime = self._limits.lifetime_seconds
-        visit = _Visit(
-            transport,
-            Client(address, self._state),
-            key,
-            now,
-            None if lifetime is None else now + lifetime,
-        )
+        visit = _Visit(transport, address, self._state, self._limits, now)
         with self._lock:
-            refusal = self._ledger.admit(key, now)
+            refusal = self._ledger.admit(visit.key, now)
             if refusal is None:
                 self._visits.add(visit)
         if refusal is not None:
@@ -282,7 +247,7 @@ class ThreadedEngine:
                 now = time.monotonic()
                 self._events.handshake_done(address, stream.negotiated, now - visit.started)
                 visit.stream = stream
-                self._watch(visit, now)
+                self._watch(visit, visit.due(now))
                 self._handler(stream, visit.client)
         except _NotAdmitted as refusal:
             elapsed = time.monotonic() - visit.started
@@ -313,12 +278,7 @@ class ThreadedEngine:
 
     # Deadlines and files
 
-    def _watch(self, visit: _Visit, now: float) -> None:
-        idle = self._limits.idle_timeout_seconds
-        due = min(
-            float("inf") if idle is None else now + idle,
-            float("inf") if visit.lives_until is None else visit.lives_until,
-        )
+    def _watch(self, visit: _Visit, due: float) -> None:
         if due < float("inf"):
             with self._lock:
                 self._deadlines.push(due, visit)
@@ -329,7 +289,11 @@ class ThreadedEngine:
         while not self._stopping.wait(_SWEEP_SECONDS):
             now = time.monotonic()
             for visit in self._due_visits(now):
-                self._look_at(visit, now)
+                reason, due = visit.look(now)
+                if reason:
+                    self._cut(visit, reason)
+                else:
+                    self._watch(visit, due)
             self._let_somebody_accept()  # if no thread could be started before
             if interval is not None and now >= files_due:
                 files_due = now + interval
@@ -342,17 +306,6 @@ class ThreadedEngine:
             while (visit := self._deadlines.pop_due(now)) is not None:
                 due.append(visit)
         return due
-
-    def _look_at(self, visit: _Visit, now: float) -> None:
-        if visit.lives_until is not None and now >= visit.lives_until:
-            self._cut(visit, "lifetime is over")
-            return
-        limit = self._limits.idle_timeout_seconds
-        idle = idle_seconds(visit.transport)
-        if limit is not None and idle is not None and idle >= limit:
-            self._cut(visit, "idle for too long")
-            return
-        self._watch(visit, now - (idle or 0.0))
 
     def _cut(self, visit: _Visit, reason: str) -> None:
         visit.client.cut_reason = reason

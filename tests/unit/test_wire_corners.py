@@ -6,25 +6,19 @@ log, or by the key schedule, which the traces of RFC 8448 hold to account elsewh
 
 from __future__ import annotations
 
-import hmac
 import random
 from typing import TYPE_CHECKING
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import mlkem, rsa, x25519
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.ciphers.algorithms import AES
-from cryptography.hazmat.primitives.ciphers.modes import CBC
 
 from interop.wire import key_schedule as ks
 from interop.wire.handshake import HELLO_RETRY_REQUEST_RANDOM
 from interop.wire.key_log import KeyLog
 from interop.wire.prf import key_block, main_secret
-from interop.wire.protection import CBCOpener, TLS12Keys
 from interop.wire.session import Direction, KeyMaterial, TLSSession
-from interop.wire.suites import CipherSuite, parameters_of
 
 if TYPE_CHECKING:
     from interop.wire.groups import EphemeralPrivateKey
@@ -461,76 +455,3 @@ def test_plaintext_application_data_is_refused() -> None:
     session, recovered = play([*pieces[:2], (SERVER, record(23, b"open"))], KeyMaterial())
     assert recovered[SERVER] == b""
     assert "application_data in the clear" in str(session.damage)
-
-
-# CBC, down to the padding
-
-
-def cbc_record(
-    content: bytes, *, padding: bytes | None = None, mac_error: int = 0, outside: bool = False
-) -> bytes:
-    """Seal a record under keys of zeros, with the padding and the MAC as told."""
-    mac_key, iv = bytes(20), bytes(range(16))
-
-    def mac(data: bytes) -> bytes:
-        header = bytes(8) + b"\x17\x03\x03" + len(data).to_bytes(2, "big")
-        digest = bytearray(hmac.digest(mac_key, header + data, "sha1"))
-        digest[0] ^= mac_error
-        return bytes(digest)
-
-    inner = content if outside else content + mac(content)
-    if padding is None:
-        length = 15 - len(inner) % 16
-        padding = bytes((length,)) * (length + 1)
-    encryptor = Cipher(AES(bytes(16)), CBC(iv)).encryptor()
-    sealed = iv + encryptor.update(inner + padding) + encryptor.finalize()
-    return record(23, sealed + mac(sealed) if outside else sealed)
-
-
-def cbc_opener(*, outside: bool = False) -> CBCOpener:
-    parameters = parameters_of(CipherSuite.TLS_RSA_WITH_AES_128_CBC_SHA)
-    assert parameters is not None
-    assert parameters.cipher is not None
-    keys = TLS12Keys(bytes(20), bytes(16), b"")
-    return CBCOpener(parameters.cipher, keys, "sha1", encrypt_then_mac=outside)
-
-
-@pytest.mark.parametrize("outside", [True, False])
-def test_cbc_records_open_only_with_the_right_mac(
-    outside: bool,  # noqa: FBT001 - a parametrised fact
-) -> None:
-    good = cbc_record(b"content", outside=outside)
-    opened = cbc_opener(outside=outside).open(memoryview(good))
-    assert opened == (23, b"content")
-    assert cbc_opener(outside=not outside).open(memoryview(good)) is None
-    bad = cbc_record(b"content", outside=outside, mac_error=1)
-    opener = cbc_opener(outside=outside)
-    assert opener.open(memoryview(bad)) is None
-    assert opener.sequence == 0
-    assert opener.open(memoryview(good)) == (23, b"content")
-    assert opener.sequence == 1
-    assert opener.open(memoryview(good)) is None  # replayed
-
-
-@pytest.mark.parametrize(
-    ("padding", "opens"),
-    [
-        (bytes((4,)) * 5, True),  # 7 + 20 + 5 = 32
-        (bytes((20,)) * 21, True),  # more than it need be
-        (bytes((4, 4, 3, 4, 4)), False),
-        (bytes((255,)) * 5, False),
-        (bytes((31,)) * 5, False),
-    ],
-)
-def test_all_of_the_padding_counts(
-    padding: bytes,
-    opens: bool,  # noqa: FBT001 - a parametrised fact
-) -> None:
-    whole = cbc_record(b"content", padding=padding)
-    assert (cbc_opener().open(memoryview(whole)) is not None) is opens
-
-
-@pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 31, 33, 48])
-def test_cbc_records_of_any_length_are_taken(length: int) -> None:
-    for outside in (True, False):
-        assert cbc_opener(outside=outside).open(memoryview(record(23, bytes(length)))) is None

@@ -35,12 +35,15 @@ from wire_peers import (
     decrypt,
     private_key,
     resumed,
+    whole,
 )
 
 from interop.wire.key_log import KeyLog
+from interop.wire.key_schedule import exporter_value
+from interop.wire.prf import exporter_value as tls12_exporter_value
 from interop.wire.registry import HandshakeType, NamedGroup, ProtocolVersion
 from interop.wire.session import KeyMaterial, TLSSession
-from interop.wire.suites import CipherSuite
+from interop.wire.suites import CipherSuite, parameters_of
 
 with warnings.catch_warnings():  # it imports asyncore, which Python is giving up
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -249,6 +252,40 @@ def test_renegotiation_is_followed_and_counted() -> None:
 
 
 # Thefts that must not help
+
+
+@pytest.mark.parametrize("context_bytes", [b"", b"context"])
+@pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
+def test_exported_keying_material_is_what_openssl_exports(
+    version: int, context_bytes: bytes
+) -> None:
+    recording, options = Recording(), Options(version=version)
+    pair = Pair(
+        context(options, recording.lines, server=False),
+        context(options, recording.lines, server=True),
+        recording,
+    )
+    pair.handshake()
+    pair.send(CLIENT, b"data")
+    pair.close()
+    session, _ = decrypt(recording, KeyMaterial(key_log=recording.key_log), whole)
+    label, length = b"EXPORTER-of this test", 48
+    exported = pair.peers[SERVER].export_keying_material(label, length, context_bytes)
+    suite = parameters_of(CipherSuite(session.suite or 0))
+    assert suite is not None
+    if version == SSL.TLS1_3_VERSION:
+        secret = recording.key_log[session.client_random or b""]["EXPORTER_SECRET"]
+        assert exported == exporter_value(suite.hash_name, secret, label, context_bytes, length)
+        return
+    randoms = (session.client_random or b"") + (session.server_random or b"")
+    assert exported == tls12_exporter_value(
+        suite.hash_name,
+        session.secrets["main_secret"],
+        label,
+        randoms,
+        length=length,
+        context=context_bytes,
+    )
 
 
 @pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])

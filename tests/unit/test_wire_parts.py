@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, mlkem, rsa, x448, x25519
-from cryptography.hazmat.primitives.ciphers.aead import AESCCM, AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +33,6 @@ from interop.wire.key_schedule import TrafficKeys, exporter_value, hkdf_expand, 
 from interop.wire.material import Direction, KeyMaterial
 from interop.wire.prf import exporter_value as tls12_exporter_value
 from interop.wire.prf import prf
-from interop.wire.protection import TLS13Opener
 from interop.wire.record import (
     MAX_CIPHERTEXT_TLS12,
     RecordSplitter,
@@ -382,58 +380,6 @@ def test_exporters_differ_by_label_context_and_length() -> None:
     without = tls12_exporter_value("sha256", secret, b"EXPORTER-a", bytes(64), length=32)
     assert with_context != without
     assert without == prf("sha256", secret, b"EXPORTER-a", bytes(64), 32)
-
-
-# Bulk opening
-
-
-@pytest.mark.parametrize(
-    ("suite", "aead"),
-    [
-        (CipherSuite.TLS_AES_128_GCM_SHA256, AESGCM(bytes(16))),
-        (CipherSuite.TLS_CHACHA20_POLY1305_SHA256, ChaCha20Poly1305(bytes(32))),
-        (CipherSuite.TLS_AES_128_CCM_8_SHA256, AESCCM(bytes(16), tag_length=8)),
-    ],
-)
-def test_a_run_stops_before_what_is_not_application_data(
-    suite: CipherSuite, aead: AESGCM | AESCCM | ChaCha20Poly1305
-) -> None:
-    parameters = parameters_of(suite)
-    assert parameters is not None
-    assert parameters.cipher is not None
-    tag_length = parameters.cipher.tag_length
-    keys = TrafficKeys(bytes(parameters.cipher.key_length), bytes(12))
-    inners = [b"one\x17", b"\x17", b"padded\x17" + bytes(50), b"two\x17", b"\x01\0\x15"]
-    stream = b""
-    for sequence, inner in enumerate(inners):
-        header = b"\x17\x03\x03" + (len(inner) + tag_length).to_bytes(2, "big")
-        stream += header + aead.encrypt(sequence.to_bytes(12, "big"), inner, header)
-    opener = TLS13Opener(parameters.cipher, keys)
-    out = bytearray(len(stream))
-    offset, position = opener.open_run(memoryview(stream), 0, memoryview(out), 0)
-    assert out[:position] == b"onepaddedtwo"
-    assert opener.sequence == 4
-    opened = opener.open(memoryview(stream)[offset:])
-    assert opened == (ContentType.ALERT, b"\x01\0")
-    # A flipped bit: the run stops there, and counts nothing of that record.
-    damaged = bytearray(stream)
-    damaged[len(stream) - offset + 20] ^= 1
-    opener = TLS13Opener(parameters.cipher, keys)
-    offset, position = opener.open_run(memoryview(damaged), 0, memoryview(out), 0)
-    assert b"onepaddedtwo".startswith(out[:position])
-    assert position < len(b"onepaddedtwo")
-
-
-def test_a_record_of_padding_alone_does_not_open() -> None:
-    parameters = parameters_of(CipherSuite.TLS_AES_128_GCM_SHA256)
-    assert parameters is not None
-    assert parameters.cipher is not None
-    header = b"\x17\x03\x03\x00\x20"
-    whole = header + AESGCM(bytes(16)).encrypt(bytes(12), bytes(16), header)
-    opener = TLS13Opener(parameters.cipher, TrafficKeys(bytes(16), bytes(12)))
-    assert opener.open(memoryview(whole)) is None
-    assert opener.open_run(memoryview(whole), 0, memoryview(bytearray(99)), 0) == (0, 0)
-    assert opener.sequence == 0
 
 
 # Key logs
