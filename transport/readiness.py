@@ -70,8 +70,14 @@ class Readiness:
         callbacks = self._callbacks
         for descriptor, events in self._epoll.poll(0, _MAX_EVENTS_PER_TURN):
             callback = callbacks.get(descriptor)
-            if callback is not None:
+            if callback is None:
+                continue
+            try:
                 callback(events)
+            except Exception as error:  # noqa: BLE001 - the events behind it are told only once
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": "a callback of a ready socket raised", "exception": error}
+                )
 
 
 _BY_LOOP: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, Readiness]] = WeakKeyDictionary()

@@ -337,9 +337,12 @@ class TLSServer:
             return
         connection.stream.abort()
         self._connections.discard(connection)
-        if not isinstance(error, OSError):
-            raise error
-        self._report_failure(connection.address, error)
+        if isinstance(error, OSError):
+            self._report_failure(connection.address, error)
+        else:
+            self._loop.call_exception_handler(
+                {"message": "a TLS handshake raised", "exception": error}
+            )
 
     def _report_failure(self, address: object, error: OSError) -> None:
         _LOGGER.info("handshake with %s failed: %s", address, error)

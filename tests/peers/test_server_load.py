@@ -346,8 +346,8 @@ def test_ten_thousand_resets_leave_no_descriptor(authority: Authority, engine: s
                 memory.append(resident_kibibytes(worker))
         assert load.failures == []
         until_settled(worker, before)
-        # A thread comes by the memory that it works with in any quarter, once, and who is gone before
-        # it is heard should leave no thread behind; what leaks does so in each quarter.
+        # A thread comes by the memory that it works with once, in any quarter, and who is gone
+        # before it is heard should leave no thread behind; what leaks does so in each quarter.
         assert min(after - earlier for earlier, after in pairwise(memory)) < 2500, memory
         assert memory[-1] - memory[0] < MOST_GROWTH_KIBIBYTES, memory
         # One reason, in a few lines and a count of the others, which comes a second after the
