@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Final, cast
 
 from transport.accepting import ACCEPT_PAUSE_SECONDS, NoRoom, accept_next, refuse_politely
 from transport.attendance import Attendance
+from transport.establishing import open_stream
 from transport.readiness import is_readable
 from transport.server_limits import ConnectionLedger, DeadlineHeap
 from transport.server_settings import Client, Handler, ServerSettings, WorkerState
-from transport.tls_stream import DEFAULT_LIMIT_BYTES, TLSStream, open_stream
+from transport.tls_stream import DEFAULT_LIMIT_BYTES, TLSStream
 from transport.visits import Visit
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Self
 from transport.accepting import ACCEPT_PAUSE_SECONDS, NoRoom, accept_next
 from transport.attendance import Attendance
 from transport.context import EndpointContext, server_context, shared_client_context
+from transport.establishing import establish, open_stream
 from transport.policy import DEFAULT_POLICY, SecurityPolicy
 from transport.readiness import is_readable
 from transport.revocation import StaplePolicy
@@ -31,8 +32,6 @@ from transport.tls_stream import (
     DEFAULT_LIMIT_BYTES,
     DEFAULT_SHUTDOWN_TIMEOUT_SECONDS,
     TLSStream,
-    establish,
-    open_stream,
 )
 
 if TYPE_CHECKING:

@@ -38,91 +38,29 @@ import asyncio
 import select
 import socket
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 from transport.connection import MAX_RECORD_BYTES, TLSCore, Want
 from transport.errors import APIMisuse, HandshakeTimeout
 from transport.readiness import Readiness
 from transport.send_queue import SendQueue
-from transport.sockets import prepare_socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
     from transport.authorization import AuthorizedPeer
-    from transport.context import EndpointContext
     from transport.negotiated import NegotiatedSession
-    from transport.sessions import ConnectionTickets
 
     HandshakeEnd = Callable[[Exception | None], None]
 
-__all__ = [
-    "DEFAULT_LIMIT_BYTES",
-    "DEFAULT_SHUTDOWN_TIMEOUT_SECONDS",
-    "TLSStream",
-    "establish",
-    "open_stream",
-]
+__all__ = ["DEFAULT_LIMIT_BYTES", "DEFAULT_SHUTDOWN_TIMEOUT_SECONDS", "TLSStream"]
 
 DEFAULT_LIMIT_BYTES: Final = 64 * 1024
 DEFAULT_SHUTDOWN_TIMEOUT_SECONDS: Final = 5.0
 _HIGH_WATER_BYTES: Final = 64 * 1024
 _LINGER_SECONDS: Final = 1.0
 _READS_PER_TURN: Final = 64
-
-
-def open_stream(
-    transport: socket.socket,
-    endpoint: EndpointContext,
-    *,
-    server_hostname: str | None = None,
-    tickets: ConnectionTickets | None = None,
-    shutdown_timeout_seconds: float,
-    limit_bytes: int,
-) -> TLSStream:
-    """Return the stream of a connected socket, which becomes non-blocking; its handshake is next.
-
-    Raises `APIMisuse` and `OSError`; the socket is closed then.
-    """
-    try:
-        prepare_socket(transport)
-        core = TLSCore(endpoint, transport, server_hostname=server_hostname, tickets=tickets)
-    except BaseException:
-        transport.close()
-        raise
-    return TLSStream(
-        transport,
-        core,
-        shutdown_timeout_seconds=shutdown_timeout_seconds,
-        limit_bytes=limit_bytes,
-    )
-
-
-async def establish(stream: TLSStream, handshake_timeout_seconds: float) -> None:
-    """Do the handshake of a new stream and wait for its end.
-
-    Raises `HandshakeTimeout` and every other `TransportError`; the connection is closed then.
-    """
-    ended = asyncio.get_running_loop().create_future()
-    try:
-        stream.begin_handshake(handshake_timeout_seconds, partial(_settle, ended))
-        await ended
-    except BaseException:
-        stream.abort()
-        raise
-    finally:
-        del ended  # it has the error, and that refers to this frame
-
-
-def _settle(ended: asyncio.Future[None], error: Exception | None) -> None:
-    if ended.cancelled():
-        return
-    if error is None:
-        ended.set_result(None)
-    else:
-        ended.set_exception(error)
 
 
 class TLSStream:
@@ -251,7 +189,7 @@ class TLSStream:
     # The handshake
 
     def begin_handshake(self, timeout_seconds: float, ended: HandshakeEnd) -> None:
-        """Do the handshake as the peer's messages come; `establish` and servers call it once.
+        """Do the handshake as the peer's messages come; once (see `transport.establishing`).
 
         `ended` is called at the end, perhaps before this returns: with None, or with the error,
         and then whoever called has to abort. It is not called once the stream was aborted.

@@ -125,6 +125,7 @@ def test_hypercorn_refuses_a_revoked_client_and_staples(world: World) -> None:
 
     def create_sockets() -> hypercorn.config.Sockets:
         sockets = created()
+        sockets.secure_sockets[0].listen()  # hypercorn does so later; who comes before is refused
         urls.append(f"https://localhost:{sockets.secure_sockets[0].getsockname()[1]}/")
         listening.set()
         return sockets
