@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
     from transport.credentials import LiveIdentity, ServedCredential
     from transport.server_events import ServerEvents
-    from transport.server_limits import Limits
 
 __all__ = ["ServerEngine"]
 
@@ -47,19 +46,7 @@ _MAX_ACCEPTS_PER_TURN: Final = 64
 _SWEEP_SECONDS: Final = 0.25
 
 
-class _Visit(Visit[TLSStream]):
-    __slots__ = ("task",)
-
-    def __init__(
-        self,
-        transport: socket.socket,
-        address: tuple[str, int],
-        state: WorkerState,
-        limits: Limits,
-        now: float,
-    ) -> None:
-        super().__init__(transport, address, state, limits, now)
-        self.task: asyncio.Task[None] | None = None  # of the handler, once there is one
+_Visit = Visit[TLSStream]
 
 
 class ServerEngine:
@@ -85,6 +72,7 @@ class ServerEngine:
         self._ledger = ConnectionLedger(settings.limits, self._loop.time())
         self._deadlines: DeadlineHeap[_Visit] = DeadlineHeap(attrgetter("ended"))
         self._visits: Attendance[_Visit] = Attendance()
+        self._handling: dict[_Visit, asyncio.Task[None]] = {}
         self._state = WorkerState()
         self._pause: asyncio.TimerHandle | None = None
         self._load_lock = asyncio.Lock()
@@ -206,8 +194,9 @@ class ServerEngine:
         now = self._loop.time()
         self._events.handshake_done(visit.client.address, stream.negotiated, now - visit.started)
         self._watch(visit, visit.due(now))
-        visit.task = self._loop.create_task(self._serve(stream, visit.client))
-        visit.task.add_done_callback(partial(self._ended, visit))
+        task = self._loop.create_task(self._serve(stream, visit.client))
+        self._handling[visit] = task
+        task.add_done_callback(partial(self._ended, visit))
 
     def _refusal(self, stream: TLSStream) -> Exception | None:
         if self._settings.authorize is not None:
@@ -242,8 +231,8 @@ class ServerEngine:
     def _end(self, visit: _Visit) -> None:
         visit.ended = True
         visit.stream = None  # the heap may keep the visit for a while, but not all that memory
-        visit.task = None
         self._visits.discard(visit)
+        self._handling.pop(visit, None)
         self._deadlines.item_ended()
         self._ledger.release(visit.key)
         self._events.meter.closed()
@@ -286,8 +275,8 @@ class ServerEngine:
         for visit in self._visits:
             if visit.client.cut_reason is None:
                 self._cut(visit, "not finished when draining ended")
-            if visit.task is not None:
-                visit.task.cancel()
+            if (task := self._handling.get(visit)) is not None:
+                task.cancel()
             else:  # in its handshake
                 self._end(visit)
         await self._visits.until_empty()
