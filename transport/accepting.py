@@ -6,6 +6,9 @@ next one may be fine. Where descriptors or memory have run out it is another mat
 at once and goes on failing while the listener stays readable. Whoever accepts then pauses until a
 connection of its own has ended, a second at most. Who waits is in the kernel's queue.
 
+A drain takes who has connected already, or closing the listener would reset them: at most as many
+as fit in a queue (`MOST_QUEUED`), since under a storm a queue is never empty.
+
 Whom a limit turns away gets a fatal alert in the clear, so that the peer's log says more than
 "connection reset".
 """
@@ -22,9 +25,10 @@ from transport.sockets import close_politely
 if TYPE_CHECKING:
     import socket
 
-__all__ = ["ACCEPT_PAUSE_SECONDS", "NoRoom", "accept_next", "refuse_politely"]
+__all__ = ["ACCEPT_PAUSE_SECONDS", "MOST_QUEUED", "NoRoom", "accept_next", "refuse_politely"]
 
 ACCEPT_PAUSE_SECONDS: Final = 1.0
+MOST_QUEUED: Final = 4096  # what Linux cuts every backlog to, unless told (net.core.somaxconn)
 
 # A fatal alert before any key exists. RFC 9846 section 6.2 on internal_error: "an internal error
 # unrelated to the peer or the correctness of the protocol".

@@ -24,7 +24,13 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, cast
 
-from transport.accepting import ACCEPT_PAUSE_SECONDS, NoRoom, accept_next, refuse_politely
+from transport.accepting import (
+    ACCEPT_PAUSE_SECONDS,
+    MOST_QUEUED,
+    NoRoom,
+    accept_next,
+    refuse_politely,
+)
 from transport.attendance import Attendance
 from transport.establishing import open_stream
 from transport.readiness import is_readable
@@ -291,7 +297,9 @@ class ServerEngine:
         Who is in the kernel's queue already is accepted first, or closing would reset them.
         """
         for listener in self._listeners:
-            while self._pause is None and is_readable(listener):
+            for _ in range(MOST_QUEUED // _MAX_ACCEPTS_PER_TURN):
+                if self._pause is not None or not is_readable(listener):
+                    break
                 self._accept(listener)
         if self._pause is not None:
             self._pause.cancel()

@@ -32,7 +32,13 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, cast
 
-from transport.accepting import ACCEPT_PAUSE_SECONDS, NoRoom, accept_next, refuse_politely
+from transport.accepting import (
+    ACCEPT_PAUSE_SECONDS,
+    MOST_QUEUED,
+    NoRoom,
+    accept_next,
+    refuse_politely,
+)
 from transport.server_limits import ConnectionLedger, DeadlineHeap
 from transport.server_settings import BlockingHandler, ServerSettings, WorkerState
 from transport.tls_socket import TLSSocket, WantRead, WantWrite
@@ -321,10 +327,7 @@ class ThreadedEngine:
         self._stopping.set()
         self._stop_writing.close()
         for listener in self._listeners:
-            while (accepted := self._accept(listener)) is not None:  # whoever waits has connected
-                visit = self._admit(*accepted)
-                if visit is not None:
-                    self._start_thread(partial(self._run, visit))
+            self._accept_all_queued(listener)
             listener.close()
         self._state.draining = True
         for visit in self._open_visits():
@@ -344,6 +347,15 @@ class ThreadedEngine:
         for place in self._places:
             place.close()
         self._stop_reading.close()
+
+    def _accept_all_queued(self, listener: socket.socket) -> None:
+        for _ in range(MOST_QUEUED):
+            accepted = self._accept(listener)
+            if accepted is None:
+                return
+            visit = self._admit(*accepted)
+            if visit is not None:
+                self._start_thread(partial(self._run, visit))
 
     def _open_visits(self) -> list[_Visit]:
         with self._lock:

@@ -546,3 +546,30 @@ def test_a_drain_resets_nobody_who_has_connected(start: Start, waiting: int) -> 
         for client in clients:
             while client.recv(1000):  # an alert perhaps, and the end, but no reset
                 pass
+
+
+def test_a_drain_accepts_no_more_than_fit_in_a_queue(
+    monkeypatch: pytest.MonkeyPatch, identities: Any
+) -> None:
+    monkeypatch.setattr("transport.server_engine.MOST_QUEUED", 64)  # and 200 wait
+    settings = ServerSettings(
+        handler=echo,
+        log=Recorded(),
+        credentials=(ServedCredential(identities.ec),),
+        limits=Limits(drain_seconds=0.1),
+    )
+    reset = 0
+    with ExitStack() as stack:
+        with run_engine(Engine.ASYNCIO, settings, Recorded()) as server:
+            assert server.loop is not None
+            server.loop.call_soon_threadsafe(time.sleep, 0.5)
+            clients = [
+                stack.enter_context(socket.create_connection(server.address, DEADLINE_SECONDS))
+                for _ in range(200)
+            ]
+        for client in clients:
+            try:
+                client.recv(1000)
+            except ConnectionResetError:
+                reset += 1
+    assert 200 - 2 * 64 <= reset <= 200 - 64
