@@ -175,7 +175,7 @@ class ServerEngine:
         self._visits.add(visit)
         self._events.meter.opened()
         try:
-            visit.stream = open_stream(
+            stream = open_stream(
                 transport,
                 self._identity.endpoint,
                 shutdown_timeout_seconds=self._limits.shutdown_timeout_seconds,
@@ -183,18 +183,18 @@ class ServerEngine:
             )
         except Exception as error:  # noqa: BLE001 - or its place in the ledger would be lost
             self._not_established(visit, error)
-        else:
-            visit.stream.begin_handshake(
-                self._limits.handshake_timeout_seconds, partial(self._handshake_ended, visit)
-            )
+            return
+        visit.stream = stream
+        stream.begin_handshake(
+            self._limits.handshake_timeout_seconds, partial(self._handshake_ended, visit, stream)
+        )
 
     # One connection
 
-    def _handshake_ended(self, visit: _Visit, error: Exception | None) -> None:
-        stream = visit.stream
-        if error is None and stream is not None:
-            error = self._refusal(stream)
-        if error is not None or stream is None:
+    def _handshake_ended(self, visit: _Visit, stream: TLSStream, error: Exception | None) -> None:
+        error = error or self._refusal(stream)
+        if error is not None:
+            stream.abort()
             self._not_established(visit, error)
             return
         now = self._loop.time()
@@ -212,13 +212,11 @@ class ServerEngine:
                 return refusal
         return None
 
-    def _not_established(self, visit: _Visit, error: Exception | None) -> None:
+    def _not_established(self, visit: _Visit, error: Exception) -> None:
         address = visit.client.address
-        if visit.stream is not None:
-            visit.stream.abort()
         if isinstance(error, OSError):
             self._events.handshake_failed(address, error, self._loop.time() - visit.started)
-        elif error is not None:
+        else:
             self._events.connection_failed(address, error)
         self._end(visit)
 

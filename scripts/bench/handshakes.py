@@ -22,7 +22,6 @@ import re
 import socket
 import statistics
 import time
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 from urllib.request import urlopen
 
@@ -118,13 +117,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="compare so many workers with one")
     parser.add_argument("--rsa-bits", type=int, default=8192, help="of the key for --workers")
     chosen = parser.parse_args()
-    with one_line_errors(), ExitStack() as stack:
+    with one_line_errors():
         if chosen.workers is not None:
             compare_workers(chosen.rsa_bits, chosen.workers, chosen.seconds, chosen.rounds)
             return
-        identity = stack.enter_context(make_identity())
-        for version in chosen.versions:
-            compare(identity, version, chosen.clients, chosen.seconds, chosen.rounds)
+        with make_identity() as identity:
+            for version in chosen.versions:
+                compare(identity, version, chosen.clients, chosen.seconds, chosen.rounds)
 
 
 if __name__ == "__main__":
