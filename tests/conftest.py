@@ -33,6 +33,24 @@ PFS = Path(sys.executable).with_name("pfs")
 PAYLOAD = b"Q\nR\nk\n" + bytes(range(256)) * 64 + b"the last line, without an end"
 
 
+SHOWN_WHOLE_BYTES = 4096
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Say where long byte strings differ: whole, they bury the name of the test that failed."""
+    if op != "==" or not isinstance(left, bytes) or not isinstance(right, bytes):
+        return None
+    if max(len(left), len(right)) <= SHOWN_WHOLE_BYTES:
+        return None
+    pairs = enumerate(zip(left, right, strict=False))
+    same = next((at for at, (one, other) in pairs if one != other), min(len(left), len(right)))
+    return [
+        f"{len(left):,} bytes == {len(right):,} bytes",
+        f"the first {same:,} are the same, then come",
+        f"{left[same : same + 32]!r} and {right[same : same + 32]!r}",
+    ]
+
+
 def run_pfs(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [PFS, *arguments],

@@ -1,9 +1,11 @@
 """tshark, the second opinion: an independent reader and decryptor of captures.
 
-Two things about tshark 4 shape this module. It guesses protocols by port before it looks at the
+Three things about tshark 4 shape this module. It guesses protocols by port before it looks at the
 bytes, so a session on a port that some protocol registered is not seen as TLS: heuristics are asked
-for first. And the two nodes of its ``follow,tls`` output are in the order of the first *decrypted*
-data, which in TLS 1.3 comes from the server: who is the client is read from the ClientHello.
+for first. It takes a segment that another overtook for lost, and what follows it for undecryptable,
+unless it is told to put segments in order; even on loopback a recorder sees some overtaken. And the
+two nodes of its ``follow,tls`` output are in the order of the first *decrypted* data, which in
+TLS 1.3 comes from the server: who is the client is read from the ClientHello.
 
 HOME is private and empty, so nobody's preferences, key logs or plugins take part.
 """
@@ -153,6 +155,7 @@ def _reading(capture: Path) -> list[str]:
     return [
         *("-n", "-r", str(capture)),
         *("-o", "tcp.try_heuristic_first:TRUE"),
+        *("-o", "tcp.reassemble_out_of_order:TRUE"),
         # What is inside does not matter here, and reassembling large messages is slow.
         *("--disable-protocol", "http", "--disable-protocol", "http2"),
     ]

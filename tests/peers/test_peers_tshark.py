@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import dpkt
 import pytest
@@ -61,6 +61,44 @@ def served(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "payload").write_bytes(PAYLOAD)
     return folder
+
+
+class Recorded(NamedTuple):
+    """One download from a server with an RSA key that tcpdump recorded."""
+
+    server: Address
+    capture: Path
+    key_log: Path
+    response: bytes
+
+
+@pytest.fixture
+def recorded(
+    fetch: Callable[[Address], ClientResult],
+    rsa_credential: CredentialFiles,
+    served: Path,
+    tmp_path: Path,
+) -> Recorded:
+    capture, log = tmp_path / "capture.pcap", tmp_path / "keys"
+    options = ServerOptions(credential=rsa_credential, key_log=log)
+    with (
+        run_s_server_files(options, served) as server,
+        record_with_tcpdump(capture, ports=[server.address[1]]),
+    ):
+        result = fetch(server.address)
+    return Recorded(server.address, capture, log, result.response)
+
+
+def read_packets(capture: Path) -> list[dpkt.ethernet.Ethernet]:
+    with capture.open("rb") as file:
+        return [dpkt.ethernet.Ethernet(frame) for _, frame in dpkt.pcap.Reader(file)]
+
+
+def write_packets(capture: Path, packets: list[dpkt.ethernet.Ethernet]) -> None:
+    with capture.open("wb") as file:
+        writer = dpkt.pcap.Writer(file, snaplen=1 << 18)
+        for number, packet in enumerate(packets):
+            writer.writepkt(packet, number / 1000)
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
@@ -147,33 +185,38 @@ def test_rsa_key_opens_static_rsa_and_nothing_else(
     assert [stream.opened for stream in streams] == [False, False]
 
 
-def test_port_of_another_protocol_does_not_hide_tls(
-    fetch: Callable[[Address], ClientResult],
-    rsa_credential: CredentialFiles,
-    served: Path,
-    tmp_path: Path,
-) -> None:
-    capture, log = tmp_path / "capture.pcap", tmp_path / "keys"
-    options = ServerOptions(credential=rsa_credential, key_log=log)
-    with (
-        run_s_server_files(options, served) as server,
-        record_with_tcpdump(capture, ports=[server.address[1]]),
-    ):
-        result = fetch(server.address)
+def test_port_of_another_protocol_does_not_hide_tls(recorded: Recorded, tmp_path: Path) -> None:
+    packets = read_packets(recorded.capture)
+    for packet in packets:
+        segment = packet.data.data
+        if segment.sport == recorded.server[1]:
+            segment.sport = TSHARK_PROTOCOL_PORT
+        else:
+            segment.dport = TSHARK_PROTOCOL_PORT
     moved = tmp_path / "moved.pcap"
-    with capture.open("rb") as source, moved.open("wb") as target:
-        writer = dpkt.pcap.Writer(target, snaplen=1 << 18)
-        for when, frame in dpkt.pcap.Reader(source):
-            packet = dpkt.ethernet.Ethernet(frame)
-            segment = packet.data.data
-            if segment.sport == server.address[1]:
-                segment.sport = TSHARK_PROTOCOL_PORT
-            else:
-                segment.dport = TSHARK_PROTOCOL_PORT
-            writer.writepkt(packet, when)
-    (stream,) = decrypt_with_tshark(moved, key_log=log)
+    write_packets(moved, packets)
+    (stream,) = decrypt_with_tshark(moved, key_log=recorded.key_log)
     assert stream.server == ("127.0.0.1", TSHARK_PROTOCOL_PORT)
-    assert stream.server_to_client == result.response
+    assert stream.server_to_client == recorded.response
+
+
+def test_packets_that_overtook_one_another_are_put_in_order(
+    recorded: Recorded, tmp_path: Path
+) -> None:
+    """A recorder sees what several processors send at once in another order than it was sent."""
+    packets = read_packets(recorded.capture)
+    answers = [
+        number
+        for number, packet in enumerate(packets)
+        if packet.data.data.sport == recorded.server[1] and len(packet.data.data.data) > 1000
+    ]
+    for distance in (1, 3):
+        earlier, later = (answers[len(answers) // 2 + step] for step in (0, distance))
+        packets[earlier], packets[later] = packets[later], packets[earlier]
+        overtaken = tmp_path / f"{distance}.pcap"
+        write_packets(overtaken, packets)
+        (stream,) = decrypt_with_tshark(overtaken, key_log=recorded.key_log)
+        assert stream.server_to_client == recorded.response
 
 
 def test_gnutls_key_log_opens_many_sessions(
@@ -237,18 +280,8 @@ def test_what_tshark_cannot_read_is_an_input_error(
             decrypt_with_tshark(empty, rsa_key=not_rsa)
 
 
-def test_damage_is_found(
-    fetch: Callable[[Address], ClientResult],
-    rsa_credential: CredentialFiles,
-    served: Path,
-    tmp_path: Path,
-) -> None:
-    capture = tmp_path / "capture.pcap"
-    with (
-        run_s_server_files(ServerOptions(credential=rsa_credential), served) as server,
-        record_with_tcpdump(capture, ports=[server.address[1]]),
-    ):
-        fetch(server.address)
+def test_damage_is_found(recorded: Recorded, tmp_path: Path) -> None:
+    capture = recorded.capture
     whole = capture.read_bytes()
     assert [one.group for one in validate_capture(capture) if one.severity == "error"] == []
 
