@@ -78,8 +78,7 @@ def thefts(
         yield _theft(row), _read(directory, row)
     if target_keys:
         stolen, _ = load_stolen(StolenFiles(server_keys=target_keys))
-        title = "The target's key" if len(target_keys) == 1 else "The target's keys"
-        yield Theft(name=TARGET_KEY, title=title, files=()), stolen
+        yield Theft(name=TARGET_KEY, title="Every key of the target", files=()), stolen
     in_store = _keys_of_store(directory)
     authorities = tuple(key for key in in_store if key.name in _AUTHORITIES)
     if len(authorities) < len(_AUTHORITIES):

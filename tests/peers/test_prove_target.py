@@ -134,7 +134,9 @@ def test_nginx_is_proved_and_its_key_stays_where_it_is(
             content = path.read_bytes()
             assert not any(form in content or form.strip() in content for form in forms), path
 
-    assert pfs("verify", out, "--server-key", files.key).returncode == 0
+    same = ("--server-key", files.key)
+    assert pfs("verify", out, *same).returncode == 0
+    assert pfs("verify", out, "--no-tshark", *same, *same).returncode == 0
     for arguments, words in (
         ((), "give --server-key"),
         (("--server-key", issued["rsa"].key), "not a key that"),
