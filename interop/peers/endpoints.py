@@ -21,9 +21,10 @@ from interop.errors import InputError
 from interop.peers.messages import HTTPResponse, parse_response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from interop.peers.names import TLSVersion
+    from interop.peers.processes import ChildProcess
     from interop.peers.programs import Program
 
 __all__ = [
@@ -101,15 +102,14 @@ class ServerOptions:
 class RunningServer:
     """A foreign server that is accepting connections at `address`, on loopback.
 
-    `key_log` is the file it writes its session secrets to, None if it does not. `stderr` gives
-    what it printed so far. `process_group` is that of all its processes.
+    `key_log` is the file it writes its session secrets to, None if it does not. `child` is its
+    process, or the first of them, which leads the group of all.
     """
 
     program: Program
     address: Address
     key_log: Path | None
-    process_group: int
-    stderr: Callable[[], bytes]
+    child: ChildProcess
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,6 +101,5 @@ def _run(
             program=program,
             address=("127.0.0.1", port),
             key_log=options.key_log,
-            process_group=child.pid,
-            stderr=child.stderr,
+            child=child,
         )

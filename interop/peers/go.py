@@ -58,8 +58,7 @@ def run_go_http(
                 program=program,
                 address=(host, int(port)),
                 key_log=options.key_log,
-                process_group=child.pid,
-                stderr=child.stderr,
+                child=child,
             )
 
 

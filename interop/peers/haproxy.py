@@ -74,8 +74,8 @@ def run_haproxy(
             ["-W", "-db", "-f", str(configuration)],
             inherited_descriptors=[listener.fileno()],
         ) as child:
-            child.wait_until(
-                lambda: b"Loading success" in child.stderr(),
+            child.wait_for_words(
+                b"Loading success",
                 timeout_seconds=options.start_seconds,
                 purpose="started a worker",
             )
@@ -83,8 +83,7 @@ def run_haproxy(
                 program=program,
                 address=("127.0.0.1", int(listener.getsockname()[1])),
                 key_log=None,
-                process_group=child.pid,
-                stderr=child.stderr,
+                child=child,
             )
 
 

@@ -128,8 +128,8 @@ def run_nginx(
             inherited_descriptors=[listener.fileno()],
             extra_environment={"NGINX": f"{listener.fileno()};"},
         ) as child:
-            child.wait_until(
-                lambda: b"start worker process " in child.stderr(),
+            child.wait_for_words(
+                b"start worker process ",
                 timeout_seconds=options.start_seconds,
                 purpose="started a worker",
             )
@@ -137,8 +137,7 @@ def run_nginx(
                 program=program,
                 address=address,
                 key_log=None,
-                process_group=child.pid,
-                stderr=child.stderr,
+                child=child,
                 folder=served,
                 stores_uploads=store_uploads,
             )

@@ -314,7 +314,6 @@ class AnsweringServer(RunningServer):
     """An `s_server` that answers the first request it gets, and then ends."""
 
     collector: RequestCollector
-    child: ChildProcess
 
     def wait_request(self, *, timeout_seconds: float) -> RequestCollector:
         """Wait until the request is complete and the session over; raises PeerFailed otherwise."""
@@ -365,8 +364,7 @@ def run_s_server_files(
             program=program,
             address=("127.0.0.1", port),
             key_log=options.key_log,
-            process_group=child.pid,
-            stderr=child.stderr,
+            child=child,
         )
 
 
@@ -403,8 +401,6 @@ def run_s_server_answering(
                 program=program,
                 address=("127.0.0.1", port),
                 key_log=options.key_log,
-                process_group=child.pid,
-                stderr=child.stderr,
-                collector=collector,
                 child=child,
+                collector=collector,
             )

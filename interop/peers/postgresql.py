@@ -88,8 +88,8 @@ def run_postgresql(
         )
         arguments = ["-D", str(data), *(part for each in wanted for part in ("-c", each))]
         with ChildProcess(program.path, arguments, user=user, stop_seconds=_STOP_SECONDS) as server:
-            server.wait_until(
-                lambda: b"ready to accept connections" in server.stderr(),
+            server.wait_for_words(
+                b"ready to accept connections",
                 timeout_seconds=_SECONDS,
                 purpose="accepted connections",
             )

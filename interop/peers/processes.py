@@ -359,6 +359,12 @@ class ChildProcess:
                     raise self.failure(f"{purpose}: not within {timeout_seconds:g} seconds")
                 self._changed.wait(left if poll_seconds is None else min(left, poll_seconds))
 
+    def wait_for_words(self, words: bytes, *, timeout_seconds: float, purpose: str) -> None:
+        """Wait until the child has printed `words` to its stderr; raises as `wait_until` does."""
+        self.wait_until(
+            lambda: words in self.stderr(), timeout_seconds=timeout_seconds, purpose=purpose
+        )
+
     def wait_exit(self, *, timeout_seconds: float) -> int:
         """Wait for the end of the child and of its output; raises PeerFailed at the deadline."""
         self.wait_until(

@@ -84,11 +84,7 @@ def record_with_tcpdump(
 
 def _wait_ready(child: ChildProcess, start_seconds: float) -> None:
     try:
-        child.wait_until(
-            lambda: b"listening on" in child.stderr(),
-            timeout_seconds=start_seconds,
-            purpose="recorded",
-        )
+        child.wait_for_words(b"listening on", timeout_seconds=start_seconds, purpose="recorded")
     except PeerFailed as error:
         if b"permission" in child.stderr():
             raise PeerUnavailable("tcpdump may not record on loopback here: run as root") from error

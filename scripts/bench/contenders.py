@@ -135,7 +135,7 @@ def run_server(
     if name == "nginx":
         options = ServerOptions(credential=identity.credential, versions=(version,))
         with run_nginx(options, store_uploads=False, connections=NGINX_CONNECTIONS) as nginx:
-            yield Server(name, nginx.address[1], nginx.process_group)
+            yield Server(name, nginx.address[1], nginx.child.pid)
         return
     if name.startswith("pfs serve"):
         program = Path(sys.executable).with_name("pfs")
