@@ -18,16 +18,13 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
 )
+from tlslite_peers import TLS12_ONLY, TLS13_ONLY, LiteToOpenSSL, TLSLitePair
 from wire_peers import (
     CLIENT,
     SERVER,
-    TLS12_ONLY,
-    TLS13_ONLY,
-    LiteToOpenSSL,
     Options,
     Pair,
     Recording,
-    TLSLitePair,
     pre_shared_key_of,
     write_capture,
 )

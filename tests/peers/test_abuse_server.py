@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import resource
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from served import DEADLINE_SECONDS, LOG_BYTES, PFS, Served, files_of
 
 import transport
 from certs.credential import Credential, TrustAnchors
@@ -30,37 +30,15 @@ if TYPE_CHECKING:
 
     from interop.peers.programs import Program
 
-PFS = Path(sys.executable).with_name("pfs")
-DEADLINE_SECONDS = 30.0
-LOG_BYTES = 32 << 20
 ENGINES = pytest.mark.parametrize("engine", ["asyncio", "blocking"])
 
 
-class Served:
-    """A server in processes of its own, what it says, and what it holds."""
+class Attacked(Served):
+    """An echo server, what it holds, and its honest clients."""
 
     def __init__(self, child: ChildProcess, ca_file: Path) -> None:
-        self.child = child
+        super().__init__(child)
         self.anchors = TrustAnchors.from_pem(ca_file.read_bytes())
-        (listening,) = self.wait_for("listening")
-        self.address = (str(listening["host"]), int(str(listening["port"])))
-
-    def log(self, event: str) -> list[dict[str, object]]:
-        whole = self.child.stderr().rpartition(b"\n")[0].splitlines()
-        lines = [json.loads(line) for line in whole if line.startswith(b"{")]
-        return [line for line in lines if line["event"] == event]
-
-    def wait_for(self, event: str, count: int = 1) -> list[dict[str, object]]:
-        self.child.wait_until(
-            lambda: len(self.log(event)) >= count,
-            timeout_seconds=DEADLINE_SECONDS,
-            purpose=f"logged {event}",
-        )
-        return self.log(event)
-
-    def workers(self) -> list[int]:
-        by_name = {str(line["child"]): line["child_pid"] for line in self.log("started")}
-        return [int(str(pid)) for name, pid in by_name.items() if name.startswith("worker")]
 
     def descriptors(self) -> int:
         return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in self.workers())
@@ -104,17 +82,16 @@ def serve(
     program: Path = PFS,
     before: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None,
-) -> Iterator[Served]:
-    files = ["--cert", str(authority.ec.certificate_chain), "--key", str(authority.ec.private_key)]
-    command = [*before, "serve", *arguments, *files, "--listen", "127.0.0.1:0"]
+) -> Iterator[Attacked]:
+    command = [*before, "serve", *arguments, *files_of(authority.ec), "--listen", "127.0.0.1:0"]
     with ChildProcess(
         program, command, stderr_limit_bytes=LOG_BYTES, extra_environment=environment
     ) as child:
-        yield Served(child, authority.ca_file)
+        yield Attacked(child, authority.ca_file)
 
 
 @contextmanager
-def others_are_served(server: Served) -> Iterator[list[float]]:
+def others_are_served(server: Attacked) -> Iterator[list[float]]:
     """Let an honest client come again and again; give how long each visit took."""
     seconds: list[float] = []
     stop = threading.Event()

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 import trustme
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from served import DEADLINE_SECONDS, Served, serve
 
 import transport
 from certs import profiles
@@ -34,9 +32,8 @@ from transport.revocation import StaplePolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-PFS = Path(sys.executable).with_name("pfs")
-DEADLINE_SECONDS = 20.0
 NOW = datetime.now(UTC).replace(microsecond=0)
 WEEK = timedelta(days=7)
 YEAR = timedelta(days=365)
@@ -261,50 +258,12 @@ def s_server(world: World, folder: Path, *options: str | Path) -> Iterator[tuple
 # Our server as processes
 
 
-class Served(NamedTuple):
-    """A running `pfs serve`, its address, and what it logs."""
-
-    process: subprocess.Popen[str]
-    address: tuple[str, int]
-    log: Path
-
-    @property
-    def text(self) -> str:
-        return f"{self.address[0]}:{self.address[1]}"
-
-    def wait_for_log(self, event: str, count: int = 1) -> list[dict[str, object]]:
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while time.monotonic() < deadline:
-            lines = [json.loads(line) for line in self.log.read_text().splitlines()]
-            found = [line for line in lines if line["event"] == event]
-            if len(found) >= count:
-                return found
-            time.sleep(0.02)
-        pytest.fail(f"no {event} in {self.log.read_text()}")
-
-
-@contextmanager
-def serving(world: World, folder: Path, *arguments: str | Path) -> Iterator[Served]:
-    log = folder / "log"
-    certificate = world.write("served.pem", world.server.certificates_pem())
-    key = world.write("served.key", world.server.private_key_pem())
-    with log.open("w") as stderr:
-        process = subprocess.Popen(
-            [PFS, "serve", "echo", "--cert", certificate, "--key", key, "--listen", "127.0.0.1:0",
-             "--reload-check", "0.1", *arguments],
-            stdout=subprocess.PIPE, stderr=stderr, encoding="utf-8",
-        )  # fmt: skip
-    assert process.stdout is not None
-    with process, process.stdout:
-        try:
-            line = process.stdout.readline()
-            listening = re.match(r"listening on (\S+):(\d+);", line)
-            assert listening is not None, line + log.read_text()
-            yield Served(process, (listening[1], int(listening[2])), log)
-        finally:
-            if process.poll() is None:
-                process.terminate()
-            process.wait(DEADLINE_SECONDS)
+def serving(world: World, *arguments: str | Path) -> AbstractContextManager[Served]:
+    files = (
+        *("--cert", world.write("served.pem", world.server.certificates_pem())),
+        *("--key", world.write("served.key", world.server.private_key_pem())),
+    )
+    return serve("echo", *files, "--reload-check", "0.1", *arguments)
 
 
 def visit(world: World, server: Served, credential: Credential, version: ProtocolVersion) -> bytes:
@@ -329,23 +288,22 @@ def test_bad_clients_are_refused_and_counted_while_another_is_served(
         metrics = f"127.0.0.1:{probe.getsockname()[1]}"
     lists = tmp_path / "lists.crl"
     lists.write_bytes(world.crl(world.root) + world.crl(world.issuing, world.revoked))
-    with serving(
-        world, tmp_path, "--engine", engine, "--client-ca", anchors_file(world),
+    with serving(world, "--engine", engine, "--client-ca", anchors_file(world),
         "--client-crl", lists, "--metrics", metrics,
     ) as server:  # fmt: skip
         for count, (words, credential) in enumerate(world.bad.items(), 1):
             with pytest.raises(AlertReceived):
                 visit(world, server, credential, version)
-            *_, line = server.wait_for_log("handshake_failed", count)
+            *_, line = server.wait_for("handshake_failed", count)
             assert line["kind"] == "CertificateRejected"
             assert words in str(line["reason"])
             assert visit(world, server, world.client, version) == b"x"
-        assert len(server.wait_for_log("handshake_failed")) == len(world.bad)
+        assert len(server.wait_for("handshake_failed")) == len(world.bad)
         with urllib.request.urlopen(f"http://{metrics}/metrics") as answer:
             counted = answer.read().decode()
         failures = 'pfs_handshake_failures_total{reason="CertificateRejected"}'
         assert f"{failures} {float(len(world.bad))}" in counted
-    assert server.process.returncode == 0
+    assert server.child.exit_code == 0
 
 
 @pytest.mark.parametrize("engine", ["asyncio", "blocking"])
@@ -362,23 +320,22 @@ def test_a_new_list_revokes_and_a_broken_one_changes_nothing(
         fresh.write_bytes(content)
         os.replace(fresh, lists)  # noqa: PTH105 - the system call that matters here
 
-    with serving(
-        world, tmp_path, "--engine", engine, "--client-ca", anchors_file(world),
+    with serving(world, "--engine", engine, "--client-ca", anchors_file(world),
         "--client-crl", root, "--client-crl", lists,
     ) as server:  # fmt: skip
         assert visit(world, server, world.client, version) == b"x"
         replace(world.crl(world.issuing, world.client))
-        server.wait_for_log("credential_loaded", 2)
+        server.wait_for("credential_loaded", 2)
         with pytest.raises(AlertReceived) as refused:
             visit(world, server, world.client, version)
         assert refused.value.alert_received is AlertDescription.certificate_revoked
         replace(b"no list")
-        (kept,) = server.wait_for_log("credential_kept")
+        (kept,) = server.wait_for("credential_kept")
         assert "CRL" in str(kept["reason"])
         with pytest.raises(AlertReceived):
             visit(world, server, world.client, version)
         replace(world.crl(world.issuing))
-        server.wait_for_log("credential_loaded", 3)
+        server.wait_for("credential_loaded", 3)
         assert visit(world, server, world.client, version) == b"x"
 
 
@@ -389,21 +346,21 @@ def test_openssls_client_sees_our_staple(
 ) -> None:
     staple = tmp_path / "staple.der"
     staple.write_bytes(world.staple(world.server))
-    with serving(world, tmp_path, "--engine", engine, "--ocsp-staple", staple) as server:
+    with serving(world, "--engine", engine, "--ocsp-staple", staple) as server:
         shown = openssl(
-            "s_client", "-connect", server.text, "-servername", "localhost",
+            "s_client", "-connect", server.name, "-servername", "localhost",
             "-status", option, "-CAfile", anchors_file(world), "-verify_return_error",
         )  # fmt: skip
         assert "OCSP Response Status: successful" in shown
         assert "Cert Status: good" in shown
-        unasked = openssl("s_client", "-connect", server.text, option)
+        unasked = openssl("s_client", "-connect", server.name, option)
         assert "OCSP Response Status" not in unasked
         fresh = tmp_path / "fresh"
         fresh.write_bytes(b"no response")
         os.replace(fresh, staple)  # noqa: PTH105 - the system call that matters here
-        (failed,) = server.wait_for_log("staple_failed")
+        (failed,) = server.wait_for("staple_failed")
         assert "OCSP response" in str(failed["reason"])
-        again = openssl("s_client", "-connect", server.text, "-status", option)
+        again = openssl("s_client", "-connect", server.name, "-status", option)
         assert "Cert Status: good" in again
 
 
@@ -416,16 +373,16 @@ def test_pfs_connect_refuses_by_list_and_by_staple(
     staple = tmp_path / "staple.der"
     staple.write_bytes(world.staple(world.server))
     asking = ("--ca", anchors_file(world), "--server-name", "localhost")
-    with serving(world, tmp_path) as server:
-        assert pfs("connect", server.text, *asking, "--crl", good).returncode == 0
-        refused = pfs("connect", server.text, *asking, "--crl", bad)
+    with serving(world) as server:
+        assert pfs("connect", server.name, *asking, "--crl", good).returncode == 0
+        refused = pfs("connect", server.name, *asking, "--crl", bad)
         assert refused.returncode == 2
         assert "is revoked" in refused.stderr
-        refused = pfs("connect", server.text, *asking, "--require-ocsp")
+        refused = pfs("connect", server.name, *asking, "--require-ocsp")
         assert refused.returncode == 2
         assert "stapled no OCSP response" in refused.stderr
-    with serving(world, tmp_path, "--ocsp-staple", staple) as server:
-        assert pfs("connect", server.text, *asking, "--require-ocsp").returncode == 0
+    with serving(world, "--ocsp-staple", staple) as server:
+        assert pfs("connect", server.name, *asking, "--require-ocsp").returncode == 0
 
 
 def test_a_credential_of_another_name_has_a_staple_of_its_own(
@@ -435,10 +392,10 @@ def test_a_credential_of_another_name_has_a_staple_of_its_own(
     key = world.write("other.key", world.server.private_key_pem())
     staple = tmp_path / "staple.der"
     staple.write_bytes(world.staple(world.server))
-    with serving(world, tmp_path, "--sni", f"other.example={other},{key},{staple}") as server:
+    with serving(world, "--sni", f"other.example={other},{key},{staple}") as server:
 
         def shown(name: str) -> str:
-            return openssl("s_client", "-connect", server.text, "-servername", name, "-status")
+            return openssl("s_client", "-connect", server.name, "-servername", name, "-status")
 
         assert "Cert Status: good" in shown("other.example")
         assert "OCSP Response Status" not in shown("localhost")

@@ -2,78 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
+from served import DEADLINE_SECONDS, PFS, Served, files_of, serve
 
 import transport
 from certs.credential import TrustAnchors
 from interop.peers.curl import fetch_with_curl
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from pathlib import Path
 
     from conftest import Authority
-
-PFS = Path(sys.executable).with_name("pfs")
-DEADLINE_SECONDS = 20.0
-
-
-class Served(NamedTuple):
-    """A running `pfs serve`, its address, and what it logs."""
-
-    process: subprocess.Popen[str]
-    address: tuple[str, int]
-    log: Path
-
-    def workers(self) -> list[int]:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(pid) for pid in children.read_text().split()]
-
-    def wait_for_log(self, event: str, count: int = 1) -> list[dict[str, object]]:
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while time.monotonic() < deadline:
-            lines = [json.loads(line) for line in self.log.read_text().splitlines()]
-            found = [line for line in lines if line["event"] == event]
-            if len(found) >= count:
-                return found
-            time.sleep(0.02)
-        pytest.fail(f"no {event} in {self.log.read_text()}")
-
-
-@contextmanager
-def serving(folder: Path, *arguments: str | Path) -> Iterator[Served]:
-    log = folder / "log"
-    with log.open("w") as stderr:
-        process = subprocess.Popen(
-            [PFS, "serve", *arguments, "--listen", "127.0.0.1:0"],
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            encoding="utf-8",
-        )
-    assert process.stdout is not None
-    with process, process.stdout:
-        try:
-            line = process.stdout.readline()
-            listening = re.match(r"listening on (\S+):(\d+);", line)
-            assert listening is not None, line + log.read_text()
-            yield Served(process, (listening[1], int(listening[2])), log)
-        finally:
-            if process.poll() is None:
-                process.terminate()
-            process.wait(DEADLINE_SECONDS)
 
 
 def connect(server: Served, authority: Authority) -> transport.TLSSocket:
@@ -94,20 +43,14 @@ def get(connection: transport.TLSSocket) -> bytes:
     return answer
 
 
-def files(credential: object) -> tuple[str | Path, ...]:
-    chain, key = credential.certificate_chain, credential.private_key  # type: ignore[attr-defined] # CredentialFiles
-    return ("--cert", chain, "--key", key)
-
-
 @pytest.mark.parametrize("engine", ["asyncio", "blocking"])
 def test_curl_is_answered_by_every_engine(
     engine: str,
     authority: Authority,
-    tmp_path: Path,
     require_program: Callable[[str], object],
 ) -> None:
     require_program("curl")
-    with serving(tmp_path, "http", *files(authority.ec), "--engine", engine) as server:
+    with serve("http", *files_of(authority.ec), "--engine", engine) as server:
         for _ in range(3):
             result = fetch_with_curl(
                 server.address,
@@ -117,13 +60,11 @@ def test_curl_is_answered_by_every_engine(
                 timeout_seconds=DEADLINE_SECONDS,
             )
             assert result.http().status == 200
-    assert server.process.returncode == 0
+    assert server.child.exit_code == 0
 
 
-def test_a_killed_worker_is_replaced_while_others_serve(
-    authority: Authority, tmp_path: Path
-) -> None:
-    with serving(tmp_path, "http", *files(authority.ec), "--workers", "2") as server:
+def test_a_killed_worker_is_replaced_while_others_serve(authority: Authority) -> None:
+    with serve("http", *files_of(authority.ec), "--workers", "2") as server:
         before = set(server.workers())
         assert len(before) == 2
         os.kill(min(before), signal.SIGKILL)
@@ -138,7 +79,7 @@ def test_a_killed_worker_is_replaced_while_others_serve(
         for _ in range(20):
             with connect(server, authority) as connection:
                 assert get(connection).startswith(b"HTTP/1.1 200")
-    assert server.process.returncode == 0
+    assert server.child.exit_code == 0
 
 
 def test_a_reload_changes_new_connections_and_keeps_old_ones(
@@ -148,8 +89,7 @@ def test_a_reload_changes_new_connections_and_keeps_old_ones(
     shutil.copyfile(authority.ec.certificate_chain, chain)
     shutil.copyfile(authority.ec.private_key, key)
     with (
-        serving(
-            tmp_path,
+        serve(
             "http",
             "--cert",
             chain,
@@ -166,7 +106,7 @@ def test_a_reload_changes_new_connections_and_keeps_old_ones(
         first = old.negotiated.peer_certificate
         shutil.copyfile(authority.rsa.certificate_chain, chain)
         shutil.copyfile(authority.rsa.private_key, key)
-        server.process.send_signal(signal.SIGHUP)
+        os.kill(server.child.pid, signal.SIGHUP)
         deadline = time.monotonic() + DEADLINE_SECONDS
         fresh = 0
         while fresh < 10:  # in a row, so that both workers have it
@@ -177,19 +117,19 @@ def test_a_reload_changes_new_connections_and_keeps_old_ones(
         assert get(old).startswith(b"HTTP/1.1 200")
         # One that cannot be used changes nothing, and says why.
         key.write_text("no key at all")
-        server.process.send_signal(signal.SIGHUP)
+        os.kill(server.child.pid, signal.SIGHUP)
         with connect(server, authority) as still:
             assert get(still).startswith(b"HTTP/1.1 200")
-    assert server.process.returncode == 0
+    assert server.child.exit_code == 0
 
 
-def test_a_drain_waits_for_what_is_open(authority: Authority, tmp_path: Path) -> None:
-    with serving(tmp_path, "echo", *files(authority.ec), "--drain-seconds", "10") as server:
+def test_a_drain_waits_for_what_is_open(authority: Authority) -> None:
+    with serve("echo", *files_of(authority.ec), "--drain-seconds", "10") as server:
         with connect(server, authority) as connection:
             connection.sendall(b"before")
             assert connection.recv(100) == b"before"
-            server.process.terminate()
-            server.wait_for_log("stopping")
+            os.kill(server.child.pid, signal.SIGTERM)
+            server.wait_for("stopping")
             deadline = time.monotonic() + DEADLINE_SECONDS
             while True:  # until it accepts nothing any more
                 try:
@@ -199,14 +139,14 @@ def test_a_drain_waits_for_what_is_open(authority: Authority, tmp_path: Path) ->
                 except TimeoutError:
                     pass  # its queue was full before it was closed
                 assert time.monotonic() < deadline, "it still accepts"
-        assert server.process.wait(DEADLINE_SECONDS) == 0
+        assert server.child.wait_exit(timeout_seconds=DEADLINE_SECONDS) == 0
 
 
-def test_metrics_tell_what_was_negotiated(authority: Authority, tmp_path: Path) -> None:
+def test_metrics_tell_what_was_negotiated(authority: Authority) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    with serving(
-        tmp_path, "http", *files(authority.ec), "--workers", "2", "--metrics", f"127.0.0.1:{port}"
+    with serve(
+        "http", *files_of(authority.ec), "--workers", "2", "--metrics", f"127.0.0.1:{port}"
     ) as server:
         for _ in range(4):
             with connect(server, authority) as connection:
@@ -215,7 +155,7 @@ def test_metrics_tell_what_was_negotiated(authority: Authority, tmp_path: Path) 
             plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
             while plain.recv(1000):
                 pass
-        (failure,) = server.wait_for_log("handshake_failed")
+        (failure,) = server.wait_for("handshake_failed")
         assert failure["reason"]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
             text = answer.read().decode()
@@ -223,12 +163,12 @@ def test_metrics_tell_what_was_negotiated(authority: Authority, tmp_path: Path) 
         line for line in text.splitlines() if "X25519MLKEM768" in line and not line.startswith("#")
     ]
     assert sum(float(line.split()[-1]) for line in counted) == 4
-    assert "PRIVATE" not in server.log.read_text()
+    assert "PRIVATE" not in server.child.stderr().decode()
 
 
-def test_connect_pipes_both_ways_and_half_closes(authority: Authority, tmp_path: Path) -> None:
+def test_connect_pipes_both_ways_and_half_closes(authority: Authority) -> None:
     payload = os.urandom(1_000_000)
-    with serving(tmp_path, "echo", *files(authority.ec)) as server:
+    with serve("echo", *files_of(authority.ec)) as server:
         host, port = server.address
         done = subprocess.run(
             [

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import os
-import pickle
-import shutil
 import sqlite3
 import stat
 import threading
@@ -14,10 +11,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, x25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, x25519
 from sqlalchemy import update
+from stores import every_key, names_in, private_bytes
 
 from certs.errors import (
     CertsError,
@@ -29,16 +25,12 @@ from certs.errors import (
     StoreFault,
     UnsupportedKey,
     WrongKEK,
-    WrongPurpose,
 )
 from certs.key_types import (
     PRIVATE_KEY_TYPES,
-    PrivateKey,
     generate_private_key,
     key_type_of,
     public_key_der,
-    require_private_key,
-    signature_hash,
 )
 from certs.keystore import KeyStore, KeyType
 from certs.keystore.hazmat import unseal_every_private_key
@@ -60,22 +52,6 @@ def clock() -> datetime:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "store.db"
-
-
-def private_bytes(key: object) -> bytes:
-    return require_private_key(key).private_bytes(
-        serialization.Encoding.DER,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-
-
-def every_key(store: KeyStore) -> list[KeyInfo]:
-    return list(store.keys())
-
-
-def names_in(folder: Path) -> list[str]:
-    return sorted(each.name for each in folder.iterdir())
 
 
 def mode_of(path: Path) -> int:
@@ -244,122 +220,6 @@ def test_a_key_is_exported_only_if_it_was_created_so(path: Path, kek: FileKEK) -
             with pytest.raises(KeyNotExportable, match="'kept' was not created exportable"):
                 store.export_private_key("kept", version)
             assert store.export_private_key("given", version) is not None
-
-
-def test_only_signing_keys_are_made(path: Path, kek: FileKEK) -> None:
-    with KeyStore.create(path, kek) as store, pytest.raises(WrongPurpose):
-        store.create_key("a", KeyType.ED25519, purpose="wrap")
-
-
-def test_signing_keys_sign_for_their_public_key(path: Path, kek: FileKEK) -> None:
-    with KeyStore.create(path, kek) as store:
-        for key_type in PRIVATE_KEY_TYPES:
-            store.create_key(key_type, key_type)
-        for name in (KeyType.EC_P256, KeyType.EC_P384):
-            key = store.signing_key(name)
-            assert isinstance(key, ec.EllipticCurvePrivateKey)
-            algorithm = ec.ECDSA(hashes.SHA256())
-            key.public_key().verify(key.sign(bytearray(b"m"), algorithm), b"m", algorithm)
-            assert (key.curve.name, key.key_size) == (
-                key.public_key().curve.name,
-                key.public_key().key_size,
-            )
-        for name in (KeyType.RSA_2048, KeyType.RSA_3072):
-            key = store.signing_key(name)
-            assert isinstance(key, rsa.RSAPrivateKey)
-            pss = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.DIGEST_LENGTH)
-            signature = key.sign(b"m", pss, hashes.SHA256())
-            key.public_key().verify(signature, b"m", pss, hashes.SHA256())
-            assert key.key_size == key.public_key().key_size
-        key = store.signing_key(KeyType.ED25519)
-        assert isinstance(key, ed25519.Ed25519PrivateKey)
-        key.public_key().verify(key.sign(b"m"), b"m")
-
-
-@pytest.mark.parametrize("key_type", PRIVATE_KEY_TYPES)
-def test_a_signing_key_goes_into_cryptographys_builder_and_gives_nothing_away(
-    path: Path, kek: FileKEK, key_type: KeyType
-) -> None:
-    name = x509.Name([])
-    with KeyStore.create(path, kek) as store:
-        store.create_key("a", key_type, exportable=True)
-        key = store.signing_key("a")
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(1)
-            .not_valid_before(NOW)
-            .not_valid_after(NOW)
-            .sign(key, signature_hash(key.public_key()))
-        )
-        certificate.verify_directly_issued_by(certificate)
-
-        with pytest.raises(KeyNotExportable, match="signs inside its store"):
-            private_bytes(key)
-        for refused in ("private_numbers", "private_bytes_raw"):
-            if hasattr(key, refused):
-                with pytest.raises(KeyNotExportable):
-                    getattr(key, refused)()
-        with pytest.raises(KeyNotExportable):
-            pickle.dumps(key)
-        assert copy.copy(key) is key
-        assert copy.deepcopy(key) is key
-
-
-def test_a_signing_key_does_nothing_but_sign(path: Path, kek: FileKEK) -> None:
-    with KeyStore.create(path, kek) as store:
-        store.create_key("e", KeyType.EC_P256)
-        store.create_key("r", KeyType.RSA_2048)
-        elliptic, modular = store.signing_key("e"), store.signing_key("r")
-        assert isinstance(elliptic, ec.EllipticCurvePrivateKey)
-        assert isinstance(modular, rsa.RSAPrivateKey)
-        with pytest.raises(WrongPurpose):
-            elliptic.exchange(ec.ECDH(), elliptic.public_key())
-        ciphertext = modular.public_key().encrypt(b"m", padding.PKCS1v15())
-        with pytest.raises(WrongPurpose):
-            modular.decrypt(ciphertext, padding.PKCS1v15())
-
-
-def signature(key: PrivateKey, message: bytes) -> bytes:
-    if isinstance(key, ec.EllipticCurvePrivateKey):
-        return key.sign(message, ec.ECDSA(hashes.SHA256()))
-    if isinstance(key, rsa.RSAPrivateKey):
-        return key.sign(message, padding.PKCS1v15(), hashes.SHA256())
-    return key.sign(message)
-
-
-def test_a_witness_sees_what_is_signed_and_can_prevent_it(path: Path, kek: FileKEK) -> None:
-    seen: list[bytes] = []
-
-    def refuse(data: bytes) -> None:
-        seen.append(data)
-        raise StoreError("no", fault=StoreFault.FULL)
-
-    with KeyStore.create(path, kek) as store:
-        for key_type in (KeyType.EC_P256, KeyType.ED25519, KeyType.RSA_2048):
-            store.create_key(key_type, key_type)
-        one = store.signing_key(KeyType.ED25519, witness=seen.append)
-        assert isinstance(one, ed25519.Ed25519PrivateKey)
-        one.public_key().verify(one.sign(b"first"), b"first")
-        for name in (KeyType.EC_P256, KeyType.ED25519, KeyType.RSA_2048):
-            key = store.signing_key(name, witness=refuse)
-            with pytest.raises(StoreError, match="no"):
-                signature(key, b"second")
-    assert seen == [b"first", b"second", b"second", b"second"]
-
-
-def test_a_signing_key_stays_with_its_version(path: Path, kek: FileKEK) -> None:
-    with KeyStore.create(path, kek) as store:
-        store.create_key("a", KeyType.ED25519)
-        key = store.signing_key("a")
-        assert isinstance(key, ed25519.Ed25519PrivateKey)
-        store.rotate("a")
-        store.public_key("a", 1)
-        key.public_key().verify(key.sign(b"m"), b"m")
-        assert public_key_der(key.public_key()) == public_key_der(store.public_key("a", 1))
-        assert public_key_der(key.public_key()) != public_key_der(store.public_key("a"))
 
 
 def test_a_closed_store_does_nothing_more(path: Path, kek: FileKEK) -> None:
@@ -551,7 +411,7 @@ def test_a_read_only_store_is_told(path: Path, kek: FileKEK) -> None:
         assert caught.value.fault is StoreFault.READ_ONLY
 
 
-# Copies, and what a thief does with them
+# Copies
 
 
 def test_a_snapshot_of_a_store_in_use_is_a_store(path: Path, kek: FileKEK) -> None:
@@ -568,77 +428,3 @@ def test_a_snapshot_of_a_store_in_use_is_a_store(path: Path, kek: FileKEK) -> No
         assert len(names) == 20
         assert all(public_key_der(copied.public_key(name)) == originals[name] for name in names)
         copied.create_key("of-the-copy", KeyType.ED25519)
-
-
-def test_a_thief_with_file_and_kek_gets_every_key_and_leaves_no_trace(
-    path: Path, kek: FileKEK, tmp_path: Path
-) -> None:
-    with KeyStore.create(path, kek) as store:
-        store.create_key("kept", KeyType.EC_P256)
-        store.rotate("kept")
-        for key_type in PRIVATE_KEY_TYPES:
-            store.create_key(f"given/{key_type}", key_type, exportable=True)
-        store.snapshot(tmp_path / "loot.db")
-        public = {
-            (info.name, version): public_key_der(store.public_key(info.name, version))
-            for info in every_key(store)
-            for version in range(1, info.version + 1)
-        }
-        kept = store.signing_key("kept")
-        with pytest.raises(KeyNotExportable):
-            store.export_private_key("kept")
-    loot = tmp_path / "loot.db"
-    loot.chmod(0o400)
-    before, folder = loot.read_bytes(), names_in(tmp_path)
-    stolen = unseal_every_private_key(loot, kek.uri())
-    assert {
-        (name, version): public_key_der(key.public_key()) for name, version, _, key in stolen
-    } == public
-    assert [one.key_type for one in stolen if one.name == "kept"] == [KeyType.EC_P256] * 2
-    assert private_bytes(stolen[-1].private_key) is not None
-    assert isinstance(kept, ec.EllipticCurvePrivateKey)
-    assert loot.read_bytes() == before
-    assert names_in(tmp_path) == folder
-
-
-def test_a_plain_copy_of_a_closed_store_is_loot_too_and_is_not_changed(
-    path: Path, kek: FileKEK, tmp_path: Path
-) -> None:
-    """Unlike a snapshot, such a copy calls for a write-ahead log, which SQLite would then make."""
-    with KeyStore.create(path, kek) as store:
-        store.create_key("a", KeyType.ED25519)
-    folder = tmp_path / "loot"
-    folder.mkdir()
-    shutil.copy(path, folder / "copy.db")
-    before = (folder / "copy.db").read_bytes()
-    touched = folder.stat().st_mtime_ns
-    assert [one.name for one in unseal_every_private_key(folder / "copy.db", kek)] == ["a"]
-    assert (folder / "copy.db").read_bytes() == before
-    assert names_in(folder) == ["copy.db"]
-    assert folder.stat().st_mtime_ns == touched  # nor did anything come and go in between
-
-
-def test_a_thief_reads_a_live_store_too(path: Path, kek: FileKEK) -> None:
-    with KeyStore.create(path, kek) as store:
-        store.create_key("a", KeyType.ED25519)  # still in the write-ahead log
-        assert [one.name for one in unseal_every_private_key(path, kek)] == ["a"]
-
-
-def test_the_file_alone_holds_no_key(path: Path, kek: FileKEK) -> None:
-    """The control: the same search finds an exported key in a file that holds it in the clear."""
-    with KeyStore.create(path, kek) as store:
-        store.create_key("e", KeyType.EC_P256, exportable=True)
-        store.create_key("d", KeyType.ED25519, exportable=True)
-        elliptic, edwards = store.export_private_key("e"), store.export_private_key("d")
-    assert isinstance(elliptic, ec.EllipticCurvePrivateKey)
-    assert isinstance(edwards, ed25519.Ed25519PrivateKey)
-    secrets = [
-        elliptic.private_numbers().private_value.to_bytes(32),
-        edwards.private_bytes_raw(),
-        (path.parent / "kek").read_bytes(),
-    ]
-    control = private_bytes(elliptic) + private_bytes(edwards) + (path.parent / "kek").read_bytes()
-    assert all(secret in control for secret in secrets)
-    content = path.read_bytes()
-    assert not any(secret in content for secret in secrets)
-    assert public_key_der(elliptic.public_key()) in content

@@ -12,18 +12,15 @@ import warnings
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, mlkem, x25519
 from OpenSSL import SSL
+from tlslite_peers import TLS12_ONLY, TLS13_ONLY, LiteToOpenSSL, TLSLitePair
 from wire_peers import (
     ALLOW_CLIENT_RENEGOTIATION,
     CHUNKINGS,
     CLIENT,
     SERVER,
-    TLS12_ONLY,
-    TLS13_ONLY,
-    LiteToOpenSSL,
     Options,
     Pair,
     Recording,
-    TLSLitePair,
     assert_closed,
     assert_opened,
     context,

@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa, x25519
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
+from tlslite_peers import TLS12_ONLY, TLS13_ONLY, TLSLitePair
 from wire_peers import (
     ALLOW_CLIENT_RENEGOTIATION,
     CHUNKINGS,
@@ -21,12 +22,9 @@ from wire_peers import (
     NO_ENCRYPT_THEN_MAC,
     NO_EXTENDED_MAIN_SECRET,
     SERVER,
-    TLS12_ONLY,
-    TLS13_ONLY,
     Options,
     Pair,
     Recording,
-    TLSLitePair,
     assert_closed,
     assert_opened,
     certificate,

@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from OpenSSL import SSL
+from tlslite_peers import TLS12_ONLY, TLS13_ONLY, TLSLitePair
 from wire_peers import (
     CHUNKINGS,
     CLIENT,
     SERVER,
-    TLS12_ONLY,
-    TLS13_ONLY,
     Options,
     Pair,
     Recording,
-    TLSLitePair,
     assert_closed,
     assert_opened,
     context,

@@ -23,13 +23,11 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from tlslite_peers import TLS12_ONLY, TLS13_ONLY, TLSLitePair
 from wire_peers import (
     CLIENT,
     SERVER,
-    TLS12_ONLY,
-    TLS13_ONLY,
     Recording,
-    TLSLitePair,
     assert_closed,
     assert_opened,
     certificate,
