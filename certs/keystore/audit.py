@@ -88,7 +88,7 @@ class AuditEntry:
 
     def encode(self) -> bytes:
         """Return the line that is logged, without a newline: at most 8,192 ASCII bytes."""
-        details = {key: value[:_SHOWN_DETAIL] for key, value in self.details.items()}
+        details = {key: str(value)[:_SHOWN_DETAIL] for key, value in self.details.items()}
         fields = {
             "time": self.time,
             "principal": self.principal,

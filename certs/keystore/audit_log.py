@@ -90,17 +90,16 @@ class AuditLog:
         )
         connection.execute(insert(audit_head).values(singleton=1, size=0, frontier=b"", key=sealed))
         log = cls(keyring)
-        log.append(connection, [entry], log.end(connection))
+        log.append(connection, [entry.encode()], log.end(connection))
 
-    def append(self, connection: Connection, entries: Sequence[AuditEntry], end: LogEnd) -> None:
-        """Add entries to the end that was found in this write transaction."""
-        if not entries:
+    def append(self, connection: Connection, lines: Sequence[bytes], end: LogEnd) -> None:
+        """Add encoded entries to the end that was found in this write transaction."""
+        if not lines:
             return
         private_key, frontier = end.private_key, end.frontier
         rows: list[dict[str, int | bytes]] = []
         signature = b""
-        for entry in entries:
-            line = entry.encode()
+        for line in lines:
             number, frontier = frontier.size, frontier.with_leaf(leaf_hash(line))
             checkpoint = Checkpoint(self._origin, frontier.size, frontier.root)
             signature = private_key.sign(checkpoint.text.encode())

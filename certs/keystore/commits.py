@@ -45,6 +45,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast
@@ -84,6 +85,13 @@ class _Part(Generic[_Result]):
     done: bool = False
     result: _Result | None = None
     error: BaseException | None = None
+    line: bytes = b""  # what the log is to say
+
+    def do(self, work: Callable[[Connection], _Result] | None, connection: Connection) -> None:
+        """Do the work, if there is any, and say what is to be logged of it."""
+        if work is not None:
+            self.result = work(connection)
+        self.line = self.entry().encode()
 
 
 class _PartFailed(Exception):
@@ -207,13 +215,13 @@ class GroupCommit:
                 parts = [part for part in batch if not self._is_outdated(part)]
                 if manner == "together":
                     self._add_together(connection, parts)
-                entries = []
+                lines = []
                 for part in sorted(parts, key=lambda part: part.work is not None):
                     self._attempt(connection, part, manner)
                     if part.error is None:
                         changed = changed or part.work is not None
-                        entries.append(part.entry())
-                self.log.append(connection, entries, end)
+                        lines.append(part.line)
+                self.log.append(connection, lines, end)
         finally:
             if changed:
                 self.memory.forget()
@@ -238,18 +246,13 @@ class GroupCommit:
     def _attempt(self, connection: Connection, part: _Part[object], manner: _Manner) -> None:
         addition = part.addition if manner != "together" else None
         work = part.work if addition is None else partial(self._insert_one, addition)
-        if work is None:
-            return
-        if manner == "alone":
-            part.result = work(connection)
-            return
+        undone_alone = manner == "each for himself"
         try:
-            if manner == "together":
-                part.result = work(connection)
-                return
-            with self._database.savepoint(connection):
-                part.result = work(connection)
+            with self._database.savepoint(connection) if undone_alone else nullcontext():
+                part.do(work, connection)
         except Exception as error:  # whatever a part raises is its caller's, who gets it
+            if manner == "alone":
+                raise
             if manner == "together":
                 raise _PartFailed from None
             if isinstance(error, StoreError) and not isinstance(error, DuplicateRow):

@@ -76,7 +76,7 @@ class Database(ABC):
 
     @abstractmethod
     def snapshot(self, destination: Path) -> None:
-        """Write a consistent, compact copy to a new 0600 file while others go on using this one."""
+        """Write a consistent, compact copy to an empty file while others go on using this one."""
 
     @abstractmethod
     def fold(self) -> None:

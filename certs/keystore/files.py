@@ -20,7 +20,7 @@ from certs.errors import StoreError, StoreFault
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["OWNER_ONLY", "create_file", "new_file", "writing_to"]
+__all__ = ["OWNER_ONLY", "create_file", "drafted", "new_file", "writing_to"]
 
 OWNER_ONLY = 0o600
 
@@ -47,15 +47,15 @@ def new_file(destination: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing_to(destination: str | os.PathLike[str]) -> Iterator[Callable[[bytes], object]]:
-    """Yield what writes to a new 0600 file, which stands at `destination` once the block is done.
+def drafted(destination: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty 0600 file to fill, which stands at `destination` once the block is done.
 
     Raises `StoreError` if it exists or cannot be written; nothing is left behind then.
     """
     path = Path(destination).absolute()
     try:
-        with new_file(path) as draft, draft.open("wb") as file:
-            yield file.write
+        with new_file(path) as draft:
+            yield draft
     except FileExistsError:
         raise StoreError(
             f"{path} exists and is never overwritten; choose another path", fault=StoreFault.EXISTS
@@ -63,6 +63,13 @@ def writing_to(destination: str | os.PathLike[str]) -> Iterator[Callable[[bytes]
     except OSError as error:
         fault = StoreFault.FULL if error.errno == errno.ENOSPC else StoreFault.UNREADABLE
         raise StoreError(f"cannot write {path}: {error.strerror}", fault=fault) from None
+
+
+@contextmanager
+def writing_to(destination: str | os.PathLike[str]) -> Iterator[Callable[[bytes], object]]:
+    """Yield what writes to a new 0600 file, as `drafted` does."""
+    with drafted(destination) as draft, draft.open("wb") as file:
+        yield file.write
 
 
 def create_file(destination: Path, content: bytes) -> None:

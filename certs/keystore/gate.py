@@ -64,6 +64,9 @@ _UNRECORDABLE = {
     StoreFault.CLOSED,
 }
 
+_LARGEST = 2**63
+_MOST_REASON_CHARACTERS = 64  # the name of an exception
+
 OPERATIONS = frozenset(
     {
         # one key
@@ -237,6 +240,21 @@ class Gate:
                 f"{self.principal} may not {what}; someone who may grant it can (pfs keys grant)"
             )
         return act
+
+    def require_recordable(self, operation: str, name: str, details: dict[str, str]) -> None:
+        """Raise `InvalidInput` if a row of the log, whatever comes of it, cannot hold this."""
+        longest = AuditEntry(
+            time=_LARGEST,
+            principal=self.principal,
+            operation=operation,
+            name=name,
+            outcome="refused",
+            version=_LARGEST,
+            reason="E" * _MOST_REASON_CHARACTERS,
+            signed_sha256=bytes(32),
+            details=details,
+        )
+        longest.encode()
 
     def record(self, act: Act, outcome: str, reason: str = "") -> None:
         """Record an outcome by itself, durably."""

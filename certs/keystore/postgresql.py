@@ -134,9 +134,9 @@ class PostgreSQLDatabase(Database):
         return database
 
     def snapshot(self, destination: Path) -> None:
-        """Write a consistent copy to a new 0600 file, which is a store in SQLite."""
+        """Write a consistent copy to an empty file, which is a store in SQLite then."""
         with self.read() as connection:
-            SQLiteDatabase.create(destination, lambda copy: write_rows(copy, every_row(connection)))
+            SQLiteDatabase.fill(destination, lambda copy: write_rows(copy, every_row(connection)))
 
     def fold(self) -> None:
         """Give replaced and erased rows back (VACUUM), unless somebody is reading them yet."""

@@ -271,7 +271,7 @@ class _Restoring:
         entry = AuditEntry(
             self._now, self._principal, operation, name, "done", version=version, details=details
         )
-        self._log.append(connection, [entry], self._log.end(connection))
+        self._log.append(connection, [entry.encode()], self._log.end(connection))
 
 
 def _deleted(info: KeyInfo, entry: AuditEntry) -> KeyInfo:

@@ -5,6 +5,9 @@ with its row, which is genuine and in its place: a key disabled since is enabled
 was revoked is back. So each change raises a revision, and its entry in the log names it. When the
 log is verified, every row must be of the revision that the log tells last.
 
+Only operations that change a state or a grant are believed: what a signature is said to be about
+is its caller's to say, and may well have a "revision" of its own.
+
 A store whose log began with an upgrade has keys that the log tells nothing of until they change.
 """
 
@@ -25,6 +28,13 @@ if TYPE_CHECKING:
 __all__ = ["ToldRevisions"]
 
 _PAGE = 500
+_OF_KEYS = frozenset(
+    {
+        *("create", "import", "rotate", "secret-set"),
+        *("disable", "enable", "delete", "recover", "purge"),
+    }
+)
+_OF_GRANTS = frozenset({"init", "upgrade", "grant", "revoke"})
 
 
 class ToldRevisions:
@@ -39,9 +49,9 @@ class ToldRevisions:
         revision = entry.details.get("revision", "")
         if entry.outcome != "done" or not revision.isdecimal():
             return
-        if entry.name:
+        if entry.operation in _OF_KEYS:
             self._keys[entry.name] = (row.number, int(revision))
-        else:
+        elif entry.operation in _OF_GRANTS:
             self._grants[entry.details.get("principal", "")] = (row.number, int(revision))
 
     def require(self, connection: Connection, keyring: Keyring) -> None:

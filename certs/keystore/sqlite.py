@@ -13,7 +13,7 @@ the first wrote.
 
 *Files.* SQLite gives the ``-wal`` and ``-shm`` files the mode of the database file, so making that
 one 0600 first covers all three. A database is created under another name and linked into place
-(`files.new_file`): no half-made store ever stands at the path, and of two creators one wins.
+(`files.drafted`): no half-made store ever stands at the path, and of two creators one wins.
 
 *Read-only opening* exists for examining a copy. A WAL database without its ``-wal`` file has
 nothing pending, so it is opened ``immutable``: no lock, no side file, and not one changed byte.
@@ -31,7 +31,7 @@ from sqlalchemy.pool import QueuePool
 
 from certs.errors import StoreError, StoreFault
 from certs.keystore.database import BUSY_TIMEOUT_SECONDS, DAMAGED, Database, Kind, say_begin
-from certs.keystore.files import new_file
+from certs.keystore.files import drafted
 from certs.keystore.tables import APPLICATION_ID, metadata
 
 if TYPE_CHECKING:
@@ -99,17 +99,22 @@ class SQLiteDatabase(Database):
         All or nothing: the file appears at `path` complete and synchronised, or not at all.
         Raises `StoreError` (exists, unreadable, full, …).
         """
-        try:
-            with new_file(path) as draft:
-                database = cls(path, _engine(draft, _READ_WRITE, BUSY_TIMEOUT_SECONDS))
-                with database, database.write() as connection:
-                    metadata.create_all(connection)
-                    connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-                    fill(connection)
-        except FileExistsError:
-            raise _exists(path) from None
-        except OSError as error:
-            raise _os_error(path, error) from None
+        with drafted(path) as draft:
+            cls.fill(draft, fill, name=path)
+
+    @classmethod
+    def fill(
+        cls, file: Path, fill: Callable[[Connection], None], *, name: Path | None = None
+    ) -> None:
+        """Make all tables in an empty file, and let `fill` write the first rows.
+
+        `name` is what errors call it.
+        """
+        database = cls(name or file, _engine(file, _READ_WRITE, BUSY_TIMEOUT_SECONDS))
+        with database, database.write() as connection:
+            metadata.create_all(connection)
+            connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+            fill(connection)
 
     @staticmethod
     def require_vacant(path: Path) -> None:
@@ -136,14 +141,9 @@ class SQLiteDatabase(Database):
         return cls(path, _engine(path, mode, busy_timeout_seconds))
 
     def snapshot(self, destination: Path) -> None:
-        """Write a consistent, compact copy to a new 0600 file while others go on using this one."""
-        try:
-            with new_file(destination) as draft, self.transaction(None) as connection:
-                connection.exec_driver_sql("VACUUM INTO ?", (str(draft),))
-        except FileExistsError:
-            raise _exists(destination) from None
-        except OSError as error:
-            raise _os_error(destination, error) from None
+        """Write a consistent, compact copy to an empty file while others go on using this one."""
+        with self.transaction(None) as connection:
+            connection.exec_driver_sql("VACUUM INTO ?", (str(destination),))
 
     def fold(self) -> None:
         """Fold the write-ahead log into the file and empty it, unless somebody is reading."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from certs.keystore.backup import write_backup
-from certs.keystore.files import writing_to
+from certs.keystore.files import drafted, writing_to
 from certs.keystore.identity import read_root
 from certs.keystore.kek import using_provider
 from certs.keystore.maintenance import (
@@ -77,8 +76,9 @@ class KeyUpkeep(KeyOversight):
 
     def snapshot(self, destination: str | os.PathLike[str]) -> None:
         """Write a consistent copy to a new file of mode 0600; the same KEK opens it."""
-        with self._gate.perform("snapshot", ""):
-            self.database.snapshot(Path(destination).absolute())
+        # The file gets its name once this is recorded.
+        with drafted(destination) as draft, self._gate.perform("snapshot", ""):
+            self.database.snapshot(draft)
 
     def backup(self, destination: str | os.PathLike[str]) -> int:
         """Write all of the store, encrypted, to a new file of mode 0600; return how many rows.
@@ -86,7 +86,7 @@ class KeyUpkeep(KeyOversight):
         Consistent while others go on. `certs.keystore.recovery` checks and restores it, under the
         KEK that opens the store now.
         """
-        with self._gate.perform("backup", "") as act, writing_to(destination) as write:
+        with writing_to(destination) as write, self._gate.perform("backup", "") as act:
             with self.database.read() as connection:
                 rows = write_backup(
                     connection,

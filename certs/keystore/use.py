@@ -173,8 +173,10 @@ class KeyUse(_KeyAccess):
         and works as long as the store is open and the key enabled. `witness` is called with the
         exact bytes to be signed (for a prehashed signature: the digest) before the key is opened;
         if it raises, nothing is signed. `details` are public facts for the audit log's rows of the
-        signatures: what a certificate's serial number is, and whose it is.
+        signatures (what a certificate's serial number is, and whose it is), of which it keeps 512
+        characters each; `InvalidInput` for more than a row takes.
         """
+        self._gate.require_recordable("sign", name, dict(details or {}))
         with self._gate.perform("public-key", name, version) as act:
             key = self._open(act, version, (SIGN,), even_disabled=True)
             handle = KeyHandle(

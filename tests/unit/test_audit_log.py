@@ -11,6 +11,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import delete, select, update
 
 from certs.errors import AccessDenied, AuditLogAltered, CorruptEnvelope
@@ -203,12 +204,36 @@ def test_a_revoked_grant_put_back_is_found(path: Path, kek: FileKEK) -> None:
         verify(path, kek)
 
 
+@pytest.mark.parametrize("claimed", ["1", "7"])
+def test_what_a_signature_says_it_is_about_is_no_revision(
+    store_address: str, kek: FileKEK, claimed: str
+) -> None:
+    """A signer must neither vouch for a state that was put back nor contradict a genuine one."""
+    with KeyStore.create(store_address, kek) as store:
+        store.create_key("firmware", KeyType.ED25519)
+        store.grant(ALICE, "crypto-user", "firmware")
+        state = select(key_states).where(key_states.c.name == "firmware")
+        with store.database.read() as connection:
+            older = connection.execute(state).one()
+        key = store.acting_as(ALICE).signing_key("firmware", details={"revision": claimed})
+        assert isinstance(key, Ed25519PrivateKey)
+        key.sign(b"m")
+        store.verify_audit_log()
+        store.disable("firmware")
+        store.verify_audit_log()
+        with store.database.write() as connection:
+            connection.execute(update(key_states).values(older._asdict()))
+        key.sign(b"m")
+        with pytest.raises(AuditLogAltered, match="state of key 'firmware'"):
+            store.verify_audit_log()
+
+
 def test_an_export_is_checked_without_the_store(path: Path, kek: FileKEK) -> None:
     pieces: list[bytes] = []
     with KeyStore.open(path, kek) as store:
         note = store.export_audit_log(pieces.append)
     key, checkpoint = verify_export(io.BytesIO(b"".join(pieces)), earlier=note)
-    assert checkpoint.size == rows(note) == ROWS
+    assert checkpoint.size == rows(note) == ROWS + 1  # that it was exported is in it
     with KeyStore.open(path, kek) as store:
         assert key.name == f"pfs-key-store/{store.store_id}"
 

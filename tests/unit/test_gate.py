@@ -179,7 +179,8 @@ def test_a_failure_is_recorded_with_its_kind(store: KeyStore) -> None:
     assert entry.signed_sha256 == sha256(b"m").digest()
 
 
-def test_what_cannot_be_recorded_is_not_given_out(store: KeyStore) -> None:
+def test_what_cannot_be_recorded_is_not_given_out(store: KeyStore, tmp_path: Path) -> None:
+    written: list[bytes] = []
     assert store.get_secret("secret") == b"value"
     refuse, allow = {
         "sqlite": ("PRAGMA query_only = ON", "PRAGMA query_only = OFF"),
@@ -190,12 +191,33 @@ def test_what_cannot_be_recorded_is_not_given_out(store: KeyStore) -> None:
     }[store.database.engine.dialect.name]
     with store.database.transaction(None) as connection:
         connection.exec_driver_sql(refuse)
-    for call in (lambda: store.get_secret("secret"), lambda: store.sign("signs", b"m")):
+    for call in (
+        lambda: store.get_secret("secret"),
+        lambda: store.sign("signs", b"m"),
+        lambda: store.backup(tmp_path / "backup"),
+        lambda: store.snapshot(tmp_path / "copy.db"),
+        lambda: store.export_audit_log(written.append),
+    ):
         with pytest.raises(StoreError, match=r"read-only|is not a key store"):
             call()
+    assert not {"backup", "copy.db"} & {each.name for each in tmp_path.iterdir()}
+    assert written == []
     with store.database.transaction(None) as connection:
         connection.exec_driver_sql(allow)
     assert store.get_secret("secret") == b"value"
+
+
+def test_what_a_row_of_the_log_cannot_hold_is_refused_before_anything_is_signed(
+    store: KeyStore,
+) -> None:
+    many = {f"fact {number}": "x" * 500 for number in range(20)}
+    with pytest.raises(InvalidInput, match="8192 bytes"):
+        store.signing_key("signs", details=many)
+    key = store.signing_key("signs", details={"fact": "x" * 10_000})
+    assert isinstance(key, Ed25519PrivateKey)
+    key.sign(b"m")
+    (entry,) = last(store)
+    assert entry.details == {"fact": "x" * 512}
 
 
 def test_the_log_names_serial_and_subject_of_what_an_authority_signs(store: KeyStore) -> None:

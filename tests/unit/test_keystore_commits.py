@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from certs.errors import AccessDenied, AuditLogAltered, KeyExists, StoreError
+from certs.errors import AccessDenied, AuditLogAltered, InvalidInput, KeyExists, StoreError
 from certs.keystore import KeyStore, KeyType
+from certs.keystore.audit import AuditEntry
 from certs.keystore.audit_log import _END
 from certs.keystore.kek import FileKEK
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from certs.keystore.audit import AuditEntry
     from certs.keystore.audit_log import LogEnd
     from certs.keystore.database import Database
 
@@ -114,16 +114,33 @@ def test_one_that_fails_is_undone_alone(store: KeyStore, monkeypatch: pytest.Mon
     assert sealed == 8  # of what was undone nothing is left, not even a count
 
 
+def test_an_entry_that_cannot_be_logged_fails_alone(
+    store: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathering = Gathering(store, monkeypatch)
+    details = {f"fact {number}": "x" * 500 for number in range(20)}
+    entry = AuditEntry(1, "user:alice", "sign", "signs", "done", details=details)
+    done: list[int] = []
+    calls: list[Callable[[], object]] = [lambda: store.sign("signs", b"first")]
+    calls += [lambda: store.sign("signs", b"m"), lambda: store.create_key("k", KeyType.ED25519)]
+    calls.append(lambda: store._gate.commits.run(lambda _: done.append(1), lambda: entry))
+    outcomes = gathering.together(calls)
+    assert [type(each) for each in outcomes if isinstance(each, Exception)] == [InvalidInput]
+    assert names(store) == ["k", "signs"]
+    assert done
+    store.verify_audit_log()
+
+
 def test_what_no_commit_records_is_given_to_nobody(
     store: KeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gathering = Gathering(store, monkeypatch)
     append = store._gate.log.append
 
-    def altered(connection: Connection, entries: list[AuditEntry], end: LogEnd) -> None:
-        if len(entries) > 1:
+    def altered(connection: Connection, lines: list[bytes], end: LogEnd) -> None:
+        if len(lines) > 1:
             raise AuditLogAltered("altered", row=3)
-        append(connection, entries, end)
+        append(connection, lines, end)
 
     monkeypatch.setattr(store._gate.log, "append", altered)
     calls: list[Callable[[], object]] = [lambda: store.sign("signs", b"first")]
