@@ -225,6 +225,8 @@ class ServerEngine:
             await self._handler(stream, client)
 
     def _ended(self, visit: _Visit, task: asyncio.Task[None]) -> None:
+        if visit.stream is not None:
+            visit.stream.abort()  # a task that is cancelled before it begins closes nothing
         self._end(visit)
         if visit.client.cut_reason is not None or task.cancelled():
             return  # already reported

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Self
 from transport.accepting import ACCEPT_PAUSE_SECONDS, NoRoom, accept_next
 from transport.attendance import Attendance
 from transport.context import EndpointContext, server_context, shared_client_context
+from transport.errors import is_the_peers_doing
 from transport.establishing import establish, open_stream
 from transport.policy import DEFAULT_POLICY, SecurityPolicy
 from transport.readiness import is_readable
@@ -154,10 +155,12 @@ async def start_server(
     """Serve TLS on every address of `host` (all addresses if None) and return the server.
 
     `handler` is awaited with the `TLSStream` of each client that passed the handshake and its
-    check; the stream is closed after it, and aborted if it raises. `on_handshake_failure` is called
-    with the peer's address and the error of each that did not. With `client_anchors`, each client
-    must have a certificate that ends in one of them, with `authorization` be admitted by it, and
-    with `client_crls` be on none of these. `ocsp_staple` is stapled (`transport.stapling`).
+    check; the stream is closed after it, and aborted if it raises. What it raises goes to the
+    loop's exception handler, unless it says that the peer broke off, which is logged at ``INFO``.
+    `on_handshake_failure` is called with the peer's address and the error of each client that did
+    not pass. With `client_anchors`, each client must have a certificate that ends in one of them,
+    with `authorization` be admitted by it, and with `client_crls` be on none of these.
+    `ocsp_staple` is stapled (`transport.stapling`).
     Raises `APIMisuse` for a credential that the policy cannot use, and `PolicyViolation` if the TLS
     library does not take the policy.
     """
@@ -353,11 +356,14 @@ class TLSServer:
             await self._handler(stream)
 
     def _ended(self, connection: _Connection, task: asyncio.Task[None]) -> None:
+        connection.stream.abort()  # a task that is cancelled before it begins closes nothing
         self._connections.discard(connection)
         error = None if task.cancelled() else task.exception()
-        if isinstance(error, OSError):
-            _LOGGER.info("a connection ended: %s", error)  # a peer that broke off is daily life
-        elif error is not None:
+        if error is None:
+            return
+        if is_the_peers_doing(error):
+            _LOGGER.info("a connection ended: %s", error)
+        else:
             self._loop.call_exception_handler(
                 {"message": "a TLS handler raised", "exception": error, "task": task}
             )

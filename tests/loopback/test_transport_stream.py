@@ -18,6 +18,7 @@ from transport import (
     AlertReceived,
     APIMisuse,
     CertificateRejected,
+    PolicyError,
     TLSStream,
     TruncatedStream,
 )
@@ -290,7 +291,21 @@ async def test_the_handler_is_not_called_without_a_checked_handshake(identities:
         assert len(calls) == 1
 
 
-async def test_a_handler_that_raises_aborts_and_is_reported(identities: Any) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        ZeroDivisionError(),
+        FileNotFoundError(2, "No such file or directory", "page.html"),
+        PermissionError(13, "Permission denied"),
+        ConnectionRefusedError(111, "Connection refused"),  # a database's
+        APIMisuse("a wrong call", advice="make another"),
+        PolicyError("a wrong policy", advice="use another"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_handler_that_raises_aborts_and_is_reported(
+    identities: Any, error: Exception
+) -> None:
     reported: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     asyncio.get_running_loop().set_exception_handler(
         lambda _loop, context: reported.put_nowait(context)
@@ -298,7 +313,7 @@ async def test_a_handler_that_raises_aborts_and_is_reported(identities: Any) -> 
 
     async def handle(stream: TLSStream) -> None:
         await stream.send_all(b"half")
-        raise ZeroDivisionError
+        raise error
 
     async with await transport.start_server(
         handle, "127.0.0.1", 0, credential=identities.ec
@@ -309,7 +324,67 @@ async def test_a_handler_that_raises_aborts_and_is_reported(identities: Any) -> 
         with pytest.raises(TruncatedStream):
             await client.read()
         client.close()
-    assert isinstance((await reported.get())["exception"], ZeroDivisionError)
+    assert reported.get_nowait()["exception"] is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        None,  # what reading from a peer that is gone raises
+        ConnectionResetError(104, "Connection reset by peer"),
+        BrokenPipeError(32, "Broken pipe"),
+        TimeoutError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_peer_that_broke_off_is_no_fault_of_the_handler(
+    identities: Any, error: Exception | None
+) -> None:
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _loop, context: reported.append(context)
+    )
+
+    async def handle(stream: TLSStream) -> None:
+        try:
+            await stream.read()
+        except TruncatedStream:
+            if error is not None:
+                raise error from None
+            raise
+
+    async with await transport.start_server(
+        handle, "127.0.0.1", 0, credential=identities.ec
+    ) as server:
+        client = await transport.open_connection(
+            *server.sockets[0].getsockname(), trust_anchors=identities.anchors
+        )
+        client.abort()
+        await asyncio.wait_for(server.wait_closed(), DEADLINE_SECONDS)
+    assert not reported
+
+
+async def test_a_handler_cancelled_before_its_first_step_leaves_no_connection(
+    identities: Any,
+) -> None:
+    async def handle(_stream: TLSStream) -> None: ...
+
+    def make(loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        task = asyncio.Task(coroutine, loop=loop, **options)
+        if coroutine.__qualname__ == "TLSServer._serve":
+            task.cancel()
+        return task
+
+    asyncio.get_running_loop().set_task_factory(make)
+    async with (
+        asyncio.timeout(DEADLINE_SECONDS),
+        await transport.start_server(handle, "127.0.0.1", 0, credential=identities.ec) as server,
+        await transport.open_connection(
+            *server.sockets[0].getsockname(), trust_anchors=identities.anchors
+        ) as client,
+    ):
+        with pytest.raises(TruncatedStream):
+            await client.read()
 
 
 async def test_leaving_a_server_cancels_handlers_that_do_not_end(identities: Any) -> None:
