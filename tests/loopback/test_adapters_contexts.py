@@ -262,6 +262,9 @@ def test_a_running_uvicorn_gets_a_new_certificate(identities: Any) -> None:
         running.config.tls_context.replace_credential(identities.rsa)
         assert shown() == identities.rsa.leaf.public_bytes(Encoding.DER)
         assert over_httpx.negotiated_session(old.get(running.url)) == before  # goes on as it was
+    told = [scope["extensions"]["tls"]["server_cert"] for scope in running.scopes]
+    ours, renewed = (one.certificates_pem().decode() for one in (identities.ec, identities.rsa))
+    assert told == [ours, ours, renewed, ours]
 
 
 def test_requests_and_urllib3(identities: Any, monkeypatch: pytest.MonkeyPatch) -> None:
