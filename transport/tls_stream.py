@@ -25,7 +25,8 @@ within the shutdown timeout; it never waits for the peer's close_notify, so a pe
 send one cannot hold it up. A client that received nothing at all waits a second at most for the
 server to end: see "Closing a socket politely" in `transport.connection`. `abort` closes at once
 without close_notify, which the peer sees as a truncation: right for data that is not complete.
-Leaving `async with` by an exception aborts.
+Leaving `async with` by an exception aborts, and so does dropping a stream that was not closed, with
+a `ResourceWarning`.
 
 Errors of sending happen in the loop's callback, where nobody could catch them; they are kept and
 raised by the next `write` or `drain`. A stream belongs to one loop and one thread; one task may
@@ -37,12 +38,15 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
+import warnings
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, Self
+from weakref import ref
 
 from transport.connection import MAX_RECORD_BYTES, TLSCore, Want
 from transport.errors import APIMisuse, HandshakeTimeout
-from transport.readiness import Readiness
+from transport.readiness import Readiness, Waiters
 from transport.send_queue import SendQueue
 
 if TYPE_CHECKING:
@@ -70,6 +74,7 @@ class TLSStream:
     """
 
     __slots__ = (
+        "__weakref__",
         "_buffer",
         "_closed_waiter",
         "_closing",
@@ -84,7 +89,7 @@ class TLSStream:
         "_lingering",
         "_loop",
         "_queue",
-        "_read_waiter",
+        "_readers",
         "_readiness",
         "_reading",
         "_registered",
@@ -96,7 +101,7 @@ class TLSStream:
         "_watches_writing",
         "_write_blocked",
         "_write_failure",
-        "_write_waiters",
+        "_writers",
     )
 
     def __init__(
@@ -115,8 +120,9 @@ class TLSStream:
         self._buffer = bytearray()  # read but not returned: of readuntil, or a cancelled call
         self._ended = False  # the peer said close_notify
         self._reading = False
-        self._read_waiter: asyncio.Future[None] | None = None
         self._readiness = Readiness.of_running_loop()
+        self._readers = Waiters(self._readiness)
+        self._writers = Waiters(self._readiness)
         self._registered = False
         self._watches_writing = False
         self._handshake_ended: HandshakeEnd | None = None  # while one is under way
@@ -124,7 +130,6 @@ class TLSStream:
         self._queue = SendQueue()
         self._flush_scheduled = False
         self._write_blocked = False
-        self._write_waiters: list[asyncio.Future[None]] = []
         self._write_failure: OSError | None = None
         self._eof_requested = False
         self._closing = False
@@ -306,7 +311,12 @@ class TLSStream:
             if not self._turn:
                 await asyncio.sleep(0)
             while isinstance(data := self._core.read(limit_bytes), Want):
-                await (self._until_readable() if data is Want.READ else self._until_writable())
+                self._await_ready(data)
+                if data is Want.READ:
+                    await self._readers.wait()
+                else:
+                    self._write_blocked = True
+                    await self._writers.wait()
         finally:
             self._reading = False
         self._ended = not data
@@ -336,7 +346,7 @@ class TLSStream:
         """
         self._flush_unless_full()
         while self._write_failure is None and self._queue.queued_bytes > _HIGH_WATER_BYTES:
-            await self._until_writer_moves()
+            await self._writers.wait()
         self._raise_failure()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -344,7 +354,7 @@ class TLSStream:
         self.write(data)
         self._flush_unless_full()
         while self._write_failure is None and self._queue.queued_bytes:
-            await self._until_writer_moves()
+            await self._writers.wait()
         self._raise_failure()
 
     def can_write_eof(self) -> bool:
@@ -387,7 +397,7 @@ class TLSStream:
         self._write_blocked = want is not None
         if want is not None:
             self._await_ready(want)
-        self._wake_writers()
+        self._writers.wake()
         if self._closing and want is None:
             self._finish_after_tickets()
 
@@ -461,23 +471,34 @@ class TLSStream:
     def _finish(self) -> None:
         if self._finished:
             return
-        self._finished = True
         self._forget_handshake()
         if self._shutdown_timer is not None:
             self._shutdown_timer.cancel()
-        descriptor = self._transport.fileno()
         if self._lingering:
-            self._loop.remove_reader(descriptor)
-        if self._registered:
-            self._readiness.forget(descriptor)
-        self._core.abandon()
-        self._core.close_transport()
+            self._loop.remove_reader(self._transport.fileno())
+        self._close_transport()
         self._queue.clear()
         self._write_blocked = False
-        self._wake_reader()
-        self._wake_writers()
+        self._readers.wake()
+        self._writers.wake()
         if self._closed_waiter is not None:
             self._closed_waiter.set_result(None)
+
+    def _close_transport(self) -> None:
+        self._finished = True
+        if self._registered:
+            self._readiness.forget(self._transport.fileno())
+        self._core.abandon()
+        self._core.close_transport()
+
+    def __del__(self) -> None:
+        # Perhaps half made, perhaps without its loop; nobody waits for it.
+        if getattr(self, "_finished", True):
+            return
+        unclosed = f"unclosed {self!r}"
+        self._close_transport()
+        if not self._closing:
+            warnings.warn(unclosed, ResourceWarning, stacklevel=2, source=self)
 
     # Readiness
 
@@ -485,7 +506,7 @@ class TLSStream:
         """Let `_on_ready` be called when the socket is ready for what it was not ready for."""
         if not self._registered:
             self._registered = True
-            self._readiness.register(self._transport.fileno(), self._on_ready)
+            self._readiness.register(self._transport.fileno(), partial(_tell, ref(self)))
         if want is Want.WRITE and not self._watches_writing:
             self._watches_writing = True
             self._readiness.watch_writing(self._transport.fileno())
@@ -495,39 +516,13 @@ class TLSStream:
             self._shake_hands()
             return
         if events != select.EPOLLOUT:
-            self._wake_reader()
+            self._readers.wake()
         if self._write_blocked:
             self._flush()
 
-    async def _until_readable(self) -> None:
-        self._await_ready(Want.READ)
-        self._read_waiter = self._loop.create_future()
-        try:
-            await self._read_waiter
-        finally:
-            self._read_waiter = None
 
-    def _wake_reader(self) -> None:
-        waiter = self._read_waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-    async def _until_writable(self) -> None:
-        self._await_ready(Want.WRITE)
-        self._write_blocked = True
-        await self._until_writer_moves()
-
-    async def _until_writer_moves(self) -> None:
-        waiter = self._loop.create_future()
-        self._write_waiters.append(waiter)
-        try:
-            await waiter
-        finally:
-            if waiter in self._write_waiters:
-                self._write_waiters.remove(waiter)
-
-    def _wake_writers(self) -> None:
-        waiters, self._write_waiters = self._write_waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+def _tell(reference: ref[TLSStream], events: int) -> None:
+    """Pass events on to a stream, if it is still there."""
+    stream = reference()
+    if stream is not None:
+        stream._on_ready(events)  # noqa: SLF001 - a callback that does not keep it alive

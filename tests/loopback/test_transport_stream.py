@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -244,6 +245,73 @@ async def test_a_peer_that_vanished_fails_the_writer(identities: Any) -> None:
             client.write(b"x")
         with pytest.raises(OSError, match=r"close|reset|pipe"):
             await client.drain()
+
+
+@asynccontextmanager
+async def server_that_reads(identities: Any) -> AsyncIterator[tuple[Any, asyncio.Queue[object]]]:
+    """Yield an address, and what became of each connection: what was read, or the error."""
+    outcomes: asyncio.Queue[object] = asyncio.Queue()
+
+    async def handle(stream: TLSStream) -> None:
+        try:
+            outcomes.put_nowait(await stream.read())
+        except OSError as error:
+            outcomes.put_nowait(error)
+
+    async with (
+        asyncio.timeout(DEADLINE_SECONDS),
+        await transport.start_server(handle, "127.0.0.1", 0, credential=identities.ec) as server,
+    ):
+        yield server.sockets[0].getsockname(), outcomes
+
+
+async def test_a_stream_that_is_dropped_is_aborted_with_a_warning(identities: Any) -> None:
+    async with server_that_reads(identities) as (address, outcomes):
+        client = await transport.open_connection(*address, trust_anchors=identities.anchors)
+        await client.send_all(b"half")
+        await asyncio.sleep(0)  # in which the loop looks whether more was written
+        with pytest.warns(ResourceWarning, match="unclosed <TLSStream open"):
+            del client
+        assert isinstance(await outcomes.get(), TruncatedStream)
+
+
+async def test_a_stream_that_is_dropped_after_its_close_sends_all(identities: Any) -> None:
+    payload = os.urandom(8 << 20)
+    async with server_that_reads(identities) as (address, outcomes):
+        client = await transport.open_connection(*address, trust_anchors=identities.anchors)
+        client.write(payload)
+        client.close()
+        del client
+        gc.collect()
+        assert await outcomes.get() == payload
+
+
+async def test_who_waits_for_a_stream_keeps_it_alive(identities: Any) -> None:
+    waits, answer, over = (asyncio.Event() for _ in range(3))
+
+    async def handle(stream: TLSStream) -> None:
+        await answer.wait()
+        await stream.send_all(b"hello")
+
+    async def read_alone(address: Any) -> None:
+        async with await transport.open_connection(
+            *address, trust_anchors=identities.anchors
+        ) as stream:
+            waits.set()
+            assert await stream.readexactly(5) == b"hello"
+        over.set()
+
+    async with (
+        asyncio.timeout(DEADLINE_SECONDS),
+        await transport.start_server(handle, "127.0.0.1", 0, credential=identities.ec) as server,
+    ):
+        address = server.sockets[0].getsockname()
+        asyncio.create_task(read_alone(address))  # noqa: RUF006 - nobody keeps it, on purpose
+        await waits.wait()
+        await asyncio.sleep(0)
+        gc.collect()
+        answer.set()
+        await over.wait()
 
 
 async def test_what_is_known_of_a_stream(identities: Any) -> None:
