@@ -80,7 +80,7 @@ async def open_connection(
     The server's certificate must carry `server_hostname`, which is the host unless given. With
     `sessions` a session is resumed, under a policy that does (see `transport.sessions`). `crls`
     says which servers were revoked, and `staples` what to make of the OCSP response that this one
-    staples (see `transport.revocation`). `limit_bytes` bounds `readuntil`. Raises
+    staples (see `transport.revocation`). `limit_bytes` bounds `readuntil` and `readline`. Raises
     `TransportError`, `TimeoutError` and `OSError`.
     """
     loop = asyncio.get_running_loop()

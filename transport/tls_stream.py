@@ -267,21 +267,22 @@ class TLSStream:
         """Return data up to and with `separator`.
 
         Raises `asyncio.IncompleteReadError` if close_notify comes before it, and
-        `asyncio.LimitOverrunError` if more than the stream's limit comes before it; the data stays
-        in the stream then.
+        `asyncio.LimitOverrunError` if more than the stream's limit comes before it. The data stays
+        in the stream then, and the first `consumed` bytes of it hold no part of the separator.
         """
         if not separator:
             raise ValueError("Separator should be at least one-byte string")
         searched = 0
         while (position := self._buffer.find(separator, searched)) < 0:
-            have = len(self._buffer)
-            searched = max(have - len(separator) + 1, 0)
-            if have > self._limit_bytes:
-                raise asyncio.LimitOverrunError("no separator within the limit", have)
+            searched = max(len(self._buffer) - len(separator) + 1, 0)
+            if searched > self._limit_bytes:
+                raise asyncio.LimitOverrunError("no separator within the limit", searched)
             block = await self._receive(MAX_RECORD_BYTES)
             if not block:
-                raise asyncio.IncompleteReadError(self._take(have), None)
+                raise asyncio.IncompleteReadError(self._take(len(self._buffer)), None)
             self._buffer += block
+        if position > self._limit_bytes:
+            raise asyncio.LimitOverrunError("the separator is beyond the limit", position)
         return self._take(position + len(separator))
 
     def _take(self, n: int) -> bytes:
@@ -290,11 +291,18 @@ class TLSStream:
         return data
 
     async def readline(self) -> bytes:
-        """Return a line with its newline, or what there is of it before close_notify."""
+        """Return a line with its newline, or what there is of it before close_notify.
+
+        Raises `ValueError` for a line beyond the stream's limit. It is dropped, or what was read of
+        it if its end was not.
+        """
         try:
             return await self.readuntil(b"\n")
         except asyncio.IncompleteReadError as incomplete:
             return incomplete.partial
+        except asyncio.LimitOverrunError as overrun:
+            self._take(self._buffer.find(b"\n", overrun.consumed) + 1 or len(self._buffer))
+            raise ValueError(str(overrun)) from None
 
     def at_eof(self) -> bool:
         """Return whether the peer said close_notify and all before it was read."""

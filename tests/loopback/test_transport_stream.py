@@ -92,8 +92,41 @@ async def test_a_line_without_end_is_bounded(identities: Any) -> None:
     async with two_ends(identities, limit_bytes=1000) as (client, server):
         await server.send_all(bytes(3000))
         with pytest.raises(asyncio.LimitOverrunError):
-            await client.readline()
+            await client.readuntil()
         assert await client.readexactly(3000) == bytes(3000)
+
+
+async def test_a_line_beyond_the_limit_is_refused_though_its_end_is_there(identities: Any) -> None:
+    async with two_ends(identities, limit_bytes=100) as (client, server):
+        await server.send_all(b"x" * 101 + b"--" + b"y" * 100 + b"--")
+        with pytest.raises(asyncio.LimitOverrunError) as overrun:
+            await client.readuntil(b"--")
+        assert overrun.value.consumed == 101
+        assert await client.readexactly(103) == b"x" * 101 + b"--"
+        assert await client.readuntil(b"--") == b"y" * 100 + b"--"  # the limit itself is within
+
+
+async def test_half_a_separator_is_not_consumed_with_what_is_too_long(identities: Any) -> None:
+    async with two_ends(identities, limit_bytes=100) as (client, server):
+        await server.send_all(b"x" * 150 + b"\r")
+        with pytest.raises(asyncio.LimitOverrunError) as overrun:
+            await client.readuntil(b"\r\n")
+        assert await client.readexactly(overrun.value.consumed) == b"x" * 150
+        await server.send_all(b"\nnext\r\n")
+        assert await client.readuntil(b"\r\n") == b"\r\n"
+        assert await client.readuntil(b"\r\n") == b"next\r\n"
+
+
+async def test_readline_gets_past_a_line_that_is_too_long(identities: Any) -> None:
+    async with two_ends(identities, limit_bytes=100) as (client, server):
+        await server.send_all(b"x" * 200 + b"\nnext\n" + b"y" * 200)
+        with pytest.raises(ValueError, match="limit"):
+            await client.readline()
+        assert await client.readline() == b"next\n"
+        with pytest.raises(ValueError, match="limit"):  # no end of it is there: all is dropped
+            await client.readline()
+        await server.send_all(b"end\n")
+        assert await client.readline() == b"end\n"
 
 
 async def test_small_writes_of_one_turn_make_one_record(identities: Any) -> None:
