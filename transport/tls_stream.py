@@ -8,7 +8,8 @@ descriptor is readable and asks again. Nothing is read ahead of the application,
 is the back-pressure, and an idle connection holds no buffer. The socket is registered once for all
 waits, in an epoll of ours: see `transport.readiness` for why, and for what that asks of us. A read
 that finds data does not wait, so one read in 64 lets others run before it takes anything: a peer
-that sent records of a byte fast enough had the loop for itself for a second.
+that sent records of a byte fast enough had the loop for itself for a second. The same holds for a
+`drain` or `send_all` whose data the socket takes at once, after it has sent.
 
 **Writing is buffered.** `write` takes the data and returns; see `transport.send_queue` for the
 order and the chunks. Small writes of one turn of the loop are sent by one call; what reaches a
@@ -64,7 +65,7 @@ DEFAULT_LIMIT_BYTES: Final = 64 * 1024
 DEFAULT_SHUTDOWN_TIMEOUT_SECONDS: Final = 5.0
 _HIGH_WATER_BYTES: Final = 64 * 1024
 _LINGER_SECONDS: Final = 1.0
-_READS_PER_TURN: Final = 64
+_CALLS_PER_TURN: Final = 64
 
 
 class TLSStream:
@@ -138,7 +139,7 @@ class TLSStream:
         self._shutdown_timer: asyncio.TimerHandle | None = None
         self._tickets_may_come = core.is_client
         self._lingering = False
-        self._turn = 0  # reads since the last that let others run
+        self._turn = 0  # calls since the last that let others run
 
     def __repr__(self) -> str:
         state = "closing" if self._closing else "open"
@@ -315,9 +316,7 @@ class TLSStream:
             raise APIMisuse("two tasks read from one stream", advice="let one of them read")
         self._reading = True
         try:
-            self._turn = (self._turn + 1) % _READS_PER_TURN
-            if not self._turn:
-                await asyncio.sleep(0)
+            await self._take_turn()
             while isinstance(data := self._core.read(limit_bytes), Want):
                 self._await_ready(data)
                 if data is Want.READ:
@@ -330,6 +329,12 @@ class TLSStream:
         self._ended = not data
         self._tickets_may_come = False  # they came before this
         return data
+
+    async def _take_turn(self) -> None:
+        """Let others run, once in a while: who never has to wait would keep the loop."""
+        self._turn = (self._turn + 1) % _CALLS_PER_TURN
+        if not self._turn:
+            await asyncio.sleep(0)
 
     # Writing
 
@@ -353,6 +358,7 @@ class TLSStream:
         Raises the error of an earlier send.
         """
         self._flush_unless_full()
+        await self._take_turn()
         while self._write_failure is None and self._queue.queued_bytes > _HIGH_WATER_BYTES:
             await self._writers.wait()
         self._raise_failure()
@@ -361,6 +367,7 @@ class TLSStream:
         """Send `data` and wait until TCP has taken all of it."""
         self.write(data)
         self._flush_unless_full()
+        await self._take_turn()
         while self._write_failure is None and self._queue.queued_bytes:
             await self._writers.wait()
         self._raise_failure()
