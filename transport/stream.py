@@ -4,10 +4,6 @@ What they hand out is a `transport.tls_stream.TLSStream`. A server accepts in a 
 loop, and the handshake goes on in callbacks too, under its deadline, as the client's messages come;
 then the handler gets a task. It therefore never sees a connection whose negotiated parameters were
 not checked, and a client that stalls its handshake holds up nobody else.
-
-**Running out of descriptors.** `accept` then fails at once, and goes on failing while the listening
-socket stays readable, so the loop would spin. Accepting pauses for a second instead, as asyncio's
-own server does; the clients wait in the kernel's queue.
 """
 
 from __future__ import annotations
@@ -19,13 +15,12 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
-from transport.accepting import ACCEPT_PAUSE_SECONDS, NoRoom, accept_next
+from transport.acceptor import Acceptor
 from transport.attendance import Attendance
 from transport.context import EndpointContext, server_context, shared_client_context
 from transport.errors import is_the_peers_doing
 from transport.establishing import establish, open_stream
 from transport.policy import DEFAULT_POLICY, SecurityPolicy
-from transport.readiness import is_readable
 from transport.revocation import StaplePolicy
 from transport.sessions import connection_tickets
 from transport.tls_socket import DEFAULT_HANDSHAKE_TIMEOUT_SECONDS
@@ -54,7 +49,6 @@ __all__ = ["TLSServer", "open_connection", "start_server"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _DEFAULT_BACKLOG: Final = 511
-_MAX_ACCEPTS_PER_TURN: Final = 64
 
 
 async def open_connection(
@@ -175,7 +169,7 @@ async def start_server(
         ocsp_staple=ocsp_staple,
     )
     listeners = await _listen(host, port, backlog)
-    server = TLSServer(
+    return TLSServer(
         listeners,
         endpoint,
         handler,
@@ -184,8 +178,6 @@ async def start_server(
         limit_bytes=limit_bytes,
         on_handshake_failure=on_handshake_failure,
     )
-    server.resume_accepting()
-    return server
 
 
 async def _listen(host: str | None, port: int, backlog: int) -> tuple[socket.socket, ...]:
@@ -239,7 +231,6 @@ class TLSServer:
         on_handshake_failure: HandshakeFailure | None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._listeners = listeners
         self._endpoint = endpoint
         self._handler = handler
         self._handshake_timeout_seconds = handshake_timeout_seconds
@@ -247,7 +238,8 @@ class TLSServer:
         self._limit_bytes = limit_bytes
         self._on_handshake_failure = on_handshake_failure
         self._connections: Attendance[_Connection] = Attendance()
-        self._serving = True
+        self._acceptor = Acceptor(listeners, take=self._begin, paused=_report_pause)
+        self._acceptor.start()
 
     def __repr__(self) -> str:
         return (
@@ -269,51 +261,25 @@ class TLSServer:
             if connection.task is not None:
                 connection.task.cancel()
             else:  # in its handshake
-                connection.stream.abort()
-                self._connections.discard(connection)
+                self._end(connection)
         await self.wait_closed()
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
         """The listening sockets; none once closed."""
-        return self._listeners
+        return self._acceptor.sockets
 
     def is_serving(self) -> bool:
         """Return whether new connections are accepted."""
-        return self._serving
+        return bool(self.sockets)
 
     def close(self) -> None:
-        """Stop accepting; connections live on."""
-        self._serving = False
-        for listener in self._listeners:
-            self._loop.remove_reader(listener.fileno())
-            listener.close()
-        self._listeners = ()
+        """Stop accepting; connections live on, and who has connected already gets one."""
+        self._acceptor.stop()
 
     async def wait_closed(self) -> None:
         """Wait until every connection has ended."""
         await self._connections.until_empty()
-
-    def resume_accepting(self) -> None:
-        """Accept on every listening socket; `start_server` has called it already."""
-        for listener in self._listeners:
-            self._loop.add_reader(listener.fileno(), self._accept, listener)
-
-    def _accept(self, listener: socket.socket) -> None:
-        # As many as are there, but not so many that others in the loop would starve.
-        for _ in range(_MAX_ACCEPTS_PER_TURN):
-            try:
-                accepted = accept_next(listener)
-            except NoRoom as error:
-                _LOGGER.warning("accepting pauses: %s", error.strerror)
-                self._loop.remove_reader(listener.fileno())
-                self._loop.call_later(ACCEPT_PAUSE_SECONDS, self.resume_accepting)
-                return
-            if accepted is None:
-                return
-            self._begin(*accepted)
-            if not is_readable(listener):  # cheaper than the exception of an `accept` in vain
-                return
 
     def _begin(self, transport: socket.socket, address: object) -> None:
         try:
@@ -337,8 +303,7 @@ class TLSServer:
             connection.task = self._loop.create_task(self._serve(connection.stream))
             connection.task.add_done_callback(partial(self._ended, connection))
             return
-        connection.stream.abort()
-        self._connections.discard(connection)
+        self._end(connection)
         if isinstance(error, OSError):
             self._report_failure(connection.address, error)
         else:
@@ -356,8 +321,7 @@ class TLSServer:
             await self._handler(stream)
 
     def _ended(self, connection: _Connection, task: asyncio.Task[None]) -> None:
-        connection.stream.abort()  # a task that is cancelled before it begins closes nothing
-        self._connections.discard(connection)
+        self._end(connection)
         error = None if task.cancelled() else task.exception()
         if error is None:
             return
@@ -367,3 +331,12 @@ class TLSServer:
             self._loop.call_exception_handler(
                 {"message": "a TLS handler raised", "exception": error, "task": task}
             )
+
+    def _end(self, connection: _Connection) -> None:
+        connection.stream.abort()  # a task that is cancelled before it begins closes nothing
+        self._connections.discard(connection)
+        self._acceptor.end_pause()  # a descriptor is free
+
+
+def _report_pause(error: OSError) -> None:
+    _LOGGER.warning("accepting pauses: %s", error.strerror)

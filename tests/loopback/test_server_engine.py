@@ -601,7 +601,7 @@ def test_a_drain_resets_nobody_who_has_connected(start: Start, waiting: int) -> 
 def test_a_drain_accepts_no_more_than_fit_in_a_queue(
     monkeypatch: pytest.MonkeyPatch, identities: Any
 ) -> None:
-    monkeypatch.setattr("transport.server_engine.MOST_QUEUED", 64)  # and 200 wait
+    monkeypatch.setattr("transport.acceptor.MOST_QUEUED", 64)  # and 200 wait
     settings = ServerSettings(
         handler=echo,
         log=Recorded(),

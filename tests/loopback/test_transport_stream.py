@@ -515,6 +515,56 @@ async def test_leaving_a_server_cancels_handlers_that_do_not_end(identities: Any
         await transport.open_connection(*address, trust_anchors=identities.anchors)
 
 
+async def test_closing_a_server_resets_nobody_who_has_connected(identities: Any) -> None:
+    async def handle(stream: TLSStream) -> None:
+        await stream.send_all(b"served")
+
+    def fetch(raw: socket.socket) -> bytes:
+        with transport.wrap_socket(
+            raw, trust_anchors=identities.anchors, server_hostname="localhost"
+        ) as client:
+            client.settimeout(DEADLINE_SECONDS)
+            return client.recv(100)
+
+    server = await transport.start_server(handle, "127.0.0.1", 0, credential=identities.ec)
+    address = server.sockets[0].getsockname()
+    queued = [socket.create_connection(address) for _ in range(100)]  # in this loop's own thread
+    server.close()
+    assert not server.is_serving()
+    for raw in queued:
+        assert await asyncio.to_thread(fetch, raw) == b"served"
+    await asyncio.wait_for(server.wait_closed(), DEADLINE_SECONDS)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+
+
+async def test_a_server_may_be_closed_by_what_it_calls_while_it_accepts(identities: Any) -> None:
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _loop, context: reported.append(context)
+    )
+    failures: asyncio.Queue[OSError] = asyncio.Queue()
+
+    async def handle(_: TLSStream) -> None: ...
+
+    def close(_address: object, error: OSError) -> None:
+        failures.put_nowait(error)
+        server.close()
+
+    server = await transport.start_server(
+        handle, "127.0.0.1", 0, credential=identities.ec, on_handshake_failure=close
+    )
+    strangers = [socket.create_connection(server.sockets[0].getsockname()) for _ in range(3)]
+    for stranger in strangers:  # before the loop accepts any: each fails as it is accepted
+        stranger.sendall(b"this is no TLS\n")
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        for stranger in strangers:
+            await failures.get()
+            stranger.close()
+        await server.wait_closed()
+    assert not reported
+
+
 async def test_both_families_of_a_name_are_served(identities: Any) -> None:
     async def handle(stream: TLSStream) -> None:
         await stream.send_all(b"hello")
