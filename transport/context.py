@@ -118,6 +118,7 @@ class EndpointContext:
 
     `scope` equals that of another client context only if both check the server, and show themselves
     to it, in the same way: whatever is added to that must be added to `client_context`'s scope.
+    `server_certificates_pem` is what a server shows.
     """
 
     context: SSL.Context
@@ -127,6 +128,7 @@ class EndpointContext:
     authorization: Authorization | None = None
     scope: Hashable = field(default=None, repr=False)
     revocation: PeerRevocation | None = None
+    server_certificates_pem: str = field(default="", repr=False)
     _judged: dict[HandshakeFacts, NegotiatedSession] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -203,6 +205,7 @@ def server_context(
         require_peer_certificate=client_anchors is not None,
         authorization=authorization,
         revocation=revocation,
+        server_certificates_pem=credential.certificates_pem().decode("ascii"),
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +30,7 @@ __all__ = [
     "PolicyViolation",
     "TransportError",
     "TruncatedStream",
+    "is_the_peers_doing",
 ]
 
 
@@ -159,3 +160,23 @@ class TruncatedStream(TransportError, ConnectionError):
 
 class HandshakeTimeout(TransportError, TimeoutError):
     """The peer did not finish its handshake before the deadline."""
+
+
+# How a connection ends that a peer, or the network, broke off. One that was accepted is never
+# refused: that is said of another connection, to a database perhaps.
+_BROKEN_OFF: Final = (
+    BrokenPipeError,
+    ConnectionAbortedError,
+    ConnectionResetError,
+    TimeoutError,
+)
+
+
+def is_the_peers_doing(error: BaseException) -> bool:
+    """Return whether what ended a server's handler is its peer's doing: daily life, and no bug.
+
+    Every other error is the handler's own, an `OSError` of a file that is not there included.
+    """
+    if isinstance(error, TransportError):
+        return not isinstance(error, APIMisuse)
+    return isinstance(error, _BROKEN_OFF)

@@ -39,15 +39,15 @@ def open_stream(
     try:
         prepare_socket(transport)
         core = TLSCore(endpoint, transport, server_hostname=server_hostname, tickets=tickets)
+        return TLSStream(
+            transport,
+            core,
+            shutdown_timeout_seconds=shutdown_timeout_seconds,
+            limit_bytes=limit_bytes,
+        )
     except BaseException:
         transport.close()
         raise
-    return TLSStream(
-        transport,
-        core,
-        shutdown_timeout_seconds=shutdown_timeout_seconds,
-        limit_bytes=limit_bytes,
-    )
 
 
 async def establish(stream: TLSStream, handshake_timeout_seconds: float) -> None:

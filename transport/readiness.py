@@ -17,6 +17,11 @@ who gets one in vain waits again.
 
 A descriptor that another process still holds after `forget`, a child of `fork`, can go on making
 events; they find nobody, or in vain a connection that has the same number now.
+
+**Who keeps what alive.** The loop keeps its `Readiness`, as what it calls back, and nothing else
+here keeps either, so both end together. A connection registers with a callback that does not keep
+it: one that is dropped without being closed is then noticed at once. But while somebody waits for
+it (`Waiters`) the loop keeps who waits: a task that nobody else refers to would vanish otherwise.
 """
 
 from __future__ import annotations
@@ -24,13 +29,13 @@ from __future__ import annotations
 import asyncio
 import select
 from typing import TYPE_CHECKING, Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-__all__ = ["Readiness", "is_readable"]
+__all__ = ["Readiness", "Waiters", "is_readable"]
 
 _EVENTS: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _MAX_EVENTS_PER_TURN: Final = 256  # the rest comes in the loop's next turn
@@ -42,15 +47,18 @@ class Readiness:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
+        self.waiting: set[asyncio.Future[None]] = set()
         loop.add_reader(self._epoll.fileno(), self._dispatch)
 
     @staticmethod
     def of_running_loop() -> Readiness:
         """Return the running loop's own; it lives as long as the loop."""
         loop = asyncio.get_running_loop()
-        found = _BY_LOOP.get(loop)
+        reference = _BY_LOOP.get(loop)
+        found = None if reference is None else reference()
         if found is None:
-            found = _BY_LOOP[loop] = Readiness(loop)
+            found = Readiness(loop)
+            _BY_LOOP[loop] = ref(found)
         return found
 
     def register(self, descriptor: int, callback: Callable[[int], None]) -> None:
@@ -80,7 +88,34 @@ class Readiness:
                 )
 
 
-_BY_LOOP: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, Readiness]] = WeakKeyDictionary()
+_BY_LOOP: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, ref[Readiness]]] = WeakKeyDictionary()
+
+
+class Waiters:
+    """Who waits for the same thing of one connection; kept by the loop meanwhile."""
+
+    __slots__ = ("_here", "_kept")
+
+    def __init__(self, readiness: Readiness) -> None:
+        self._kept = readiness.waiting
+        self._here: list[asyncio.Future[None]] = []
+
+    async def wait(self) -> None:
+        """Wait until `wake` is called."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._here.append(waiter)
+        self._kept.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._here.remove(waiter)
+            self._kept.discard(waiter)
+
+    def wake(self) -> None:
+        """Let all go on who wait now."""
+        for waiter in self._here:
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 def is_readable(transport: socket.socket) -> bool:

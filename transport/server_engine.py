@@ -4,11 +4,10 @@
 is what each worker process of `transport.server_workers` runs, and it can be used by itself in a
 loop that exists already, where `reload` and `replace_credentials` swap what new connections use.
 
-**A connection's way.** The callback of the listening socket accepts (64 at most before others get
-their turn) and asks the ledger. For whom it admits the handshake begins, under its deadline, in
-callbacks of the loop; then comes the check of what was negotiated (`transport.negotiated`),
-authorization, and a task for the handler. `_end` is the only place where a place in the ledger is
-given back.
+**A connection's way.** It is accepted (`transport.acceptor`), and the ledger is asked. For whom it
+admits the handshake begins, under its deadline, in callbacks of the loop; then comes the check of
+what was negotiated (`transport.negotiated`), authorization, and a task for the handler. `_end` is
+the only place where a place in the ledger is given back.
 
 A connection that is idle for too long or too old (`transport.visits`) ends without close_notify,
 since nobody can say that what was sent was complete.
@@ -24,16 +23,10 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, cast
 
-from transport.accepting import (
-    ACCEPT_PAUSE_SECONDS,
-    MOST_QUEUED,
-    NoRoom,
-    accept_next,
-    refuse_politely,
-)
+from transport.accepting import refuse_politely
+from transport.acceptor import Acceptor
 from transport.attendance import Attendance
 from transport.establishing import open_stream
-from transport.readiness import is_readable
 from transport.server_limits import ConnectionLedger, DeadlineHeap
 from transport.server_settings import Client, Handler, ServerSettings, WorkerState
 from transport.tls_stream import DEFAULT_LIMIT_BYTES, TLSStream
@@ -48,7 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ServerEngine"]
 
-_MAX_ACCEPTS_PER_TURN: Final = 64
 _SWEEP_SECONDS: Final = 0.25
 
 
@@ -69,7 +61,6 @@ class ServerEngine:
         events: ServerEvents,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._listeners = tuple(listeners)
         self._settings = settings
         self._limits = settings.limits
         self._handler = cast("Handler", settings.handler)
@@ -80,7 +71,7 @@ class ServerEngine:
         self._visits: Attendance[_Visit] = Attendance()
         self._handling: dict[_Visit, asyncio.Task[None]] = {}
         self._state = WorkerState()
-        self._pause: asyncio.TimerHandle | None = None
+        self._acceptor = Acceptor(listeners, take=self._admit, paused=events.accepting_paused)
         self._load_lock = asyncio.Lock()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._reloading: asyncio.Task[bool] | None = None
@@ -96,13 +87,11 @@ class ServerEngine:
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
         """The listening sockets; none once draining."""
-        return self._listeners
+        return self._acceptor.sockets
 
     def start(self) -> None:
         """Begin to accept."""
-        for listener in self._listeners:
-            listener.settimeout(0)
-        self._accept_again()
+        self._acceptor.start()
         self._sweep()
         if self._settings.reload_check_seconds is not None:
             self._look_at_files(self._settings.reload_check_seconds)
@@ -136,33 +125,7 @@ class ServerEngine:
         if idle and self._identity.has_changed():
             self._reloading = self._loop.create_task(self.reload())
 
-    # Accepting
-
-    def _accept_again(self) -> None:
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
-        for listener in self._listeners:
-            self._loop.add_reader(listener.fileno(), self._accept, listener)
-
-    def _pause_accepting(self, error: OSError) -> None:
-        for listener in self._listeners:
-            self._loop.remove_reader(listener.fileno())
-        self._pause = self._loop.call_later(ACCEPT_PAUSE_SECONDS, self._accept_again)
-        self._events.accepting_paused(error)
-
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(_MAX_ACCEPTS_PER_TURN):
-            try:
-                accepted = accept_next(listener)
-            except NoRoom as error:
-                self._pause_accepting(error)
-                return
-            if accepted is None:
-                return
-            self._admit(*accepted)
-            if not is_readable(listener):  # cheaper than the exception of an `accept` in vain
-                return
+    # One connection
 
     def _admit(self, transport: socket.socket, address: tuple[str, int]) -> None:
         now = self._loop.time()
@@ -188,8 +151,6 @@ class ServerEngine:
         stream.begin_handshake(
             self._limits.handshake_timeout_seconds, partial(self._handshake_ended, visit, stream)
         )
-
-    # One connection
 
     def _handshake_ended(self, visit: _Visit, stream: TLSStream, error: Exception | None) -> None:
         error = error or self._refusal(stream)
@@ -225,6 +186,8 @@ class ServerEngine:
             await self._handler(stream, client)
 
     def _ended(self, visit: _Visit, task: asyncio.Task[None]) -> None:
+        if visit.stream is not None:
+            visit.stream.abort()  # a task that is cancelled before it begins closes nothing
         self._end(visit)
         if visit.client.cut_reason is not None or task.cancelled():
             return  # already reported
@@ -240,8 +203,7 @@ class ServerEngine:
         self._deadlines.item_ended()
         self._ledger.release(visit.key)
         self._events.meter.closed()
-        if self._pause is not None:
-            self._accept_again()  # a descriptor is free
+        self._acceptor.end_pause()  # a descriptor is free
 
     # Deadlines
 
@@ -269,7 +231,7 @@ class ServerEngine:
 
     async def drain(self) -> None:
         """Stop accepting, let open requests finish within the drain deadline, end the others."""
-        self.stop_accepting()
+        self._acceptor.stop()
         self._state.draining = True
         for visit in self._visits:
             if visit.client.is_idle and visit.stream is not None:
@@ -288,21 +250,3 @@ class ServerEngine:
             timer.cancel()
         if self._reloading is not None:
             await asyncio.wait((self._reloading,))
-
-    def stop_accepting(self) -> None:
-        """Close the listening sockets; connections live on.
-
-        Who is in the kernel's queue already is accepted first, or closing would reset them.
-        """
-        for listener in self._listeners:
-            for _ in range(MOST_QUEUED // _MAX_ACCEPTS_PER_TURN):
-                if self._pause is not None or not is_readable(listener):
-                    break
-                self._accept(listener)
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
-        for listener in self._listeners:
-            self._loop.remove_reader(listener.fileno())
-            listener.close()
-        self._listeners = ()

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from transport.credentials import describe_credential
-from transport.errors import AlertDescription, TransportError
+from transport.errors import AlertDescription, TransportError, is_the_peers_doing
 from transport.server_floods import FloodGuard
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class ServerEvents:
         """Report a connection whose handler raised."""
         kind = type(error).__name__
         self.meter.connection_failed(kind)
-        event = "connection_failed" if isinstance(error, OSError) else "handler_failed"
+        event = "connection_failed" if is_the_peers_doing(error) else "handler_failed"
         if self._floods.admits(event, "kind", kind, most=_MAX_ENDS):
             self.log.write(event, peer=peer_text(address), **failure_facts(error))
 

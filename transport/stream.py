@@ -4,10 +4,6 @@ What they hand out is a `transport.tls_stream.TLSStream`. A server accepts in a 
 loop, and the handshake goes on in callbacks too, under its deadline, as the client's messages come;
 then the handler gets a task. It therefore never sees a connection whose negotiated parameters were
 not checked, and a client that stalls its handshake holds up nobody else.
-
-**Running out of descriptors.** `accept` then fails at once, and goes on failing while the listening
-socket stays readable, so the loop would spin. Accepting pauses for a second instead, as asyncio's
-own server does; the clients wait in the kernel's queue.
 """
 
 from __future__ import annotations
@@ -19,12 +15,12 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
-from transport.accepting import ACCEPT_PAUSE_SECONDS, NoRoom, accept_next
+from transport.acceptor import Acceptor
 from transport.attendance import Attendance
 from transport.context import EndpointContext, server_context, shared_client_context
+from transport.errors import is_the_peers_doing
 from transport.establishing import establish, open_stream
 from transport.policy import DEFAULT_POLICY, SecurityPolicy
-from transport.readiness import is_readable
 from transport.revocation import StaplePolicy
 from transport.sessions import connection_tickets
 from transport.tls_socket import DEFAULT_HANDSHAKE_TIMEOUT_SECONDS
@@ -53,7 +49,6 @@ __all__ = ["TLSServer", "open_connection", "start_server"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _DEFAULT_BACKLOG: Final = 511
-_MAX_ACCEPTS_PER_TURN: Final = 64
 
 
 async def open_connection(
@@ -79,7 +74,7 @@ async def open_connection(
     The server's certificate must carry `server_hostname`, which is the host unless given. With
     `sessions` a session is resumed, under a policy that does (see `transport.sessions`). `crls`
     says which servers were revoked, and `staples` what to make of the OCSP response that this one
-    staples (see `transport.revocation`). `limit_bytes` bounds `readuntil`. Raises
+    staples (see `transport.revocation`). `limit_bytes` bounds `readuntil` and `readline`. Raises
     `TransportError`, `TimeoutError` and `OSError`.
     """
     loop = asyncio.get_running_loop()
@@ -154,10 +149,12 @@ async def start_server(
     """Serve TLS on every address of `host` (all addresses if None) and return the server.
 
     `handler` is awaited with the `TLSStream` of each client that passed the handshake and its
-    check; the stream is closed after it, and aborted if it raises. `on_handshake_failure` is called
-    with the peer's address and the error of each that did not. With `client_anchors`, each client
-    must have a certificate that ends in one of them, with `authorization` be admitted by it, and
-    with `client_crls` be on none of these. `ocsp_staple` is stapled (`transport.stapling`).
+    check; the stream is closed after it, and aborted if it raises. What it raises goes to the
+    loop's exception handler, unless it says that the peer broke off, which is logged at ``INFO``.
+    `on_handshake_failure` is called with the peer's address and the error of each client that did
+    not pass. With `client_anchors`, each client must have a certificate that ends in one of them,
+    with `authorization` be admitted by it, and with `client_crls` be on none of these.
+    `ocsp_staple` is stapled (`transport.stapling`).
     Raises `APIMisuse` for a credential that the policy cannot use, and `PolicyViolation` if the TLS
     library does not take the policy.
     """
@@ -172,7 +169,7 @@ async def start_server(
         ocsp_staple=ocsp_staple,
     )
     listeners = await _listen(host, port, backlog)
-    server = TLSServer(
+    return TLSServer(
         listeners,
         endpoint,
         handler,
@@ -181,8 +178,6 @@ async def start_server(
         limit_bytes=limit_bytes,
         on_handshake_failure=on_handshake_failure,
     )
-    server.resume_accepting()
-    return server
 
 
 async def _listen(host: str | None, port: int, backlog: int) -> tuple[socket.socket, ...]:
@@ -236,7 +231,6 @@ class TLSServer:
         on_handshake_failure: HandshakeFailure | None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._listeners = listeners
         self._endpoint = endpoint
         self._handler = handler
         self._handshake_timeout_seconds = handshake_timeout_seconds
@@ -244,7 +238,8 @@ class TLSServer:
         self._limit_bytes = limit_bytes
         self._on_handshake_failure = on_handshake_failure
         self._connections: Attendance[_Connection] = Attendance()
-        self._serving = True
+        self._acceptor = Acceptor(listeners, take=self._begin, paused=_report_pause)
+        self._acceptor.start()
 
     def __repr__(self) -> str:
         return (
@@ -266,51 +261,25 @@ class TLSServer:
             if connection.task is not None:
                 connection.task.cancel()
             else:  # in its handshake
-                connection.stream.abort()
-                self._connections.discard(connection)
+                self._end(connection)
         await self.wait_closed()
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
         """The listening sockets; none once closed."""
-        return self._listeners
+        return self._acceptor.sockets
 
     def is_serving(self) -> bool:
         """Return whether new connections are accepted."""
-        return self._serving
+        return bool(self.sockets)
 
     def close(self) -> None:
-        """Stop accepting; connections live on."""
-        self._serving = False
-        for listener in self._listeners:
-            self._loop.remove_reader(listener.fileno())
-            listener.close()
-        self._listeners = ()
+        """Stop accepting; connections live on, and who has connected already gets one."""
+        self._acceptor.stop()
 
     async def wait_closed(self) -> None:
         """Wait until every connection has ended."""
         await self._connections.until_empty()
-
-    def resume_accepting(self) -> None:
-        """Accept on every listening socket; `start_server` has called it already."""
-        for listener in self._listeners:
-            self._loop.add_reader(listener.fileno(), self._accept, listener)
-
-    def _accept(self, listener: socket.socket) -> None:
-        # As many as are there, but not so many that others in the loop would starve.
-        for _ in range(_MAX_ACCEPTS_PER_TURN):
-            try:
-                accepted = accept_next(listener)
-            except NoRoom as error:
-                _LOGGER.warning("accepting pauses: %s", error.strerror)
-                self._loop.remove_reader(listener.fileno())
-                self._loop.call_later(ACCEPT_PAUSE_SECONDS, self.resume_accepting)
-                return
-            if accepted is None:
-                return
-            self._begin(*accepted)
-            if not is_readable(listener):  # cheaper than the exception of an `accept` in vain
-                return
 
     def _begin(self, transport: socket.socket, address: object) -> None:
         try:
@@ -334,8 +303,7 @@ class TLSServer:
             connection.task = self._loop.create_task(self._serve(connection.stream))
             connection.task.add_done_callback(partial(self._ended, connection))
             return
-        connection.stream.abort()
-        self._connections.discard(connection)
+        self._end(connection)
         if isinstance(error, OSError):
             self._report_failure(connection.address, error)
         else:
@@ -353,11 +321,22 @@ class TLSServer:
             await self._handler(stream)
 
     def _ended(self, connection: _Connection, task: asyncio.Task[None]) -> None:
-        self._connections.discard(connection)
+        self._end(connection)
         error = None if task.cancelled() else task.exception()
-        if isinstance(error, OSError):
-            _LOGGER.info("a connection ended: %s", error)  # a peer that broke off is daily life
-        elif error is not None:
+        if error is None:
+            return
+        if is_the_peers_doing(error):
+            _LOGGER.info("a connection ended: %s", error)
+        else:
             self._loop.call_exception_handler(
                 {"message": "a TLS handler raised", "exception": error, "task": task}
             )
+
+    def _end(self, connection: _Connection) -> None:
+        connection.stream.abort()  # a task that is cancelled before it begins closes nothing
+        self._connections.discard(connection)
+        self._acceptor.end_pause()  # a descriptor is free
+
+
+def _report_pause(error: OSError) -> None:
+    _LOGGER.warning("accepting pauses: %s", error.strerror)

@@ -8,7 +8,8 @@ descriptor is readable and asks again. Nothing is read ahead of the application,
 is the back-pressure, and an idle connection holds no buffer. The socket is registered once for all
 waits, in an epoll of ours: see `transport.readiness` for why, and for what that asks of us. A read
 that finds data does not wait, so one read in 64 lets others run before it takes anything: a peer
-that sent records of a byte fast enough had the loop for itself for a second.
+that sent records of a byte fast enough had the loop for itself for a second. The same holds for a
+`drain` or `send_all` whose data the socket takes at once, after it has sent.
 
 **Writing is buffered.** `write` takes the data and returns; see `transport.send_queue` for the
 order and the chunks. Small writes of one turn of the loop are sent by one call; what reaches a
@@ -25,7 +26,8 @@ within the shutdown timeout; it never waits for the peer's close_notify, so a pe
 send one cannot hold it up. A client that received nothing at all waits a second at most for the
 server to end: see "Closing a socket politely" in `transport.connection`. `abort` closes at once
 without close_notify, which the peer sees as a truncation: right for data that is not complete.
-Leaving `async with` by an exception aborts.
+Leaving `async with` by an exception aborts, and so does dropping a stream that was not closed, with
+a `ResourceWarning`.
 
 Errors of sending happen in the loop's callback, where nobody could catch them; they are kept and
 raised by the next `write` or `drain`. A stream belongs to one loop and one thread; one task may
@@ -37,12 +39,15 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
+import warnings
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, Self
+from weakref import ref
 
 from transport.connection import MAX_RECORD_BYTES, TLSCore, Want
 from transport.errors import APIMisuse, HandshakeTimeout
-from transport.readiness import Readiness
+from transport.readiness import Readiness, Waiters
 from transport.send_queue import SendQueue
 
 if TYPE_CHECKING:
@@ -60,7 +65,7 @@ DEFAULT_LIMIT_BYTES: Final = 64 * 1024
 DEFAULT_SHUTDOWN_TIMEOUT_SECONDS: Final = 5.0
 _HIGH_WATER_BYTES: Final = 64 * 1024
 _LINGER_SECONDS: Final = 1.0
-_READS_PER_TURN: Final = 64
+_CALLS_PER_TURN: Final = 64
 
 
 class TLSStream:
@@ -70,6 +75,7 @@ class TLSStream:
     """
 
     __slots__ = (
+        "__weakref__",
         "_buffer",
         "_closed_waiter",
         "_closing",
@@ -84,7 +90,7 @@ class TLSStream:
         "_lingering",
         "_loop",
         "_queue",
-        "_read_waiter",
+        "_readers",
         "_readiness",
         "_reading",
         "_registered",
@@ -96,7 +102,7 @@ class TLSStream:
         "_watches_writing",
         "_write_blocked",
         "_write_failure",
-        "_write_waiters",
+        "_writers",
     )
 
     def __init__(
@@ -115,8 +121,9 @@ class TLSStream:
         self._buffer = bytearray()  # read but not returned: of readuntil, or a cancelled call
         self._ended = False  # the peer said close_notify
         self._reading = False
-        self._read_waiter: asyncio.Future[None] | None = None
         self._readiness = Readiness.of_running_loop()
+        self._readers = Waiters(self._readiness)
+        self._writers = Waiters(self._readiness)
         self._registered = False
         self._watches_writing = False
         self._handshake_ended: HandshakeEnd | None = None  # while one is under way
@@ -124,7 +131,6 @@ class TLSStream:
         self._queue = SendQueue()
         self._flush_scheduled = False
         self._write_blocked = False
-        self._write_waiters: list[asyncio.Future[None]] = []
         self._write_failure: OSError | None = None
         self._eof_requested = False
         self._closing = False
@@ -133,7 +139,7 @@ class TLSStream:
         self._shutdown_timer: asyncio.TimerHandle | None = None
         self._tickets_may_come = core.is_client
         self._lingering = False
-        self._turn = 0  # reads since the last that let others run
+        self._turn = 0  # calls since the last that let others run
 
     def __repr__(self) -> str:
         state = "closing" if self._closing else "open"
@@ -262,21 +268,22 @@ class TLSStream:
         """Return data up to and with `separator`.
 
         Raises `asyncio.IncompleteReadError` if close_notify comes before it, and
-        `asyncio.LimitOverrunError` if more than the stream's limit comes before it; the data stays
-        in the stream then.
+        `asyncio.LimitOverrunError` if more than the stream's limit comes before it. The data stays
+        in the stream then, and the first `consumed` bytes of it hold no part of the separator.
         """
         if not separator:
             raise ValueError("Separator should be at least one-byte string")
         searched = 0
         while (position := self._buffer.find(separator, searched)) < 0:
-            have = len(self._buffer)
-            searched = max(have - len(separator) + 1, 0)
-            if have > self._limit_bytes:
-                raise asyncio.LimitOverrunError("no separator within the limit", have)
+            searched = max(len(self._buffer) - len(separator) + 1, 0)
+            if searched > self._limit_bytes:
+                raise asyncio.LimitOverrunError("no separator within the limit", searched)
             block = await self._receive(MAX_RECORD_BYTES)
             if not block:
-                raise asyncio.IncompleteReadError(self._take(have), None)
+                raise asyncio.IncompleteReadError(self._take(len(self._buffer)), None)
             self._buffer += block
+        if position > self._limit_bytes:
+            raise asyncio.LimitOverrunError("the separator is beyond the limit", position)
         return self._take(position + len(separator))
 
     def _take(self, n: int) -> bytes:
@@ -285,11 +292,18 @@ class TLSStream:
         return data
 
     async def readline(self) -> bytes:
-        """Return a line with its newline, or what there is of it before close_notify."""
+        """Return a line with its newline, or what there is of it before close_notify.
+
+        Raises `ValueError` for a line beyond the stream's limit. It is dropped, or what was read of
+        it if its end was not.
+        """
         try:
             return await self.readuntil(b"\n")
         except asyncio.IncompleteReadError as incomplete:
             return incomplete.partial
+        except asyncio.LimitOverrunError as overrun:
+            self._take(self._buffer.find(b"\n", overrun.consumed) + 1 or len(self._buffer))
+            raise ValueError(str(overrun)) from None
 
     def at_eof(self) -> bool:
         """Return whether the peer said close_notify and all before it was read."""
@@ -302,16 +316,25 @@ class TLSStream:
             raise APIMisuse("two tasks read from one stream", advice="let one of them read")
         self._reading = True
         try:
-            self._turn = (self._turn + 1) % _READS_PER_TURN
-            if not self._turn:
-                await asyncio.sleep(0)
+            await self._take_turn()
             while isinstance(data := self._core.read(limit_bytes), Want):
-                await (self._until_readable() if data is Want.READ else self._until_writable())
+                self._await_ready(data)
+                if data is Want.READ:
+                    await self._readers.wait()
+                else:
+                    self._write_blocked = True
+                    await self._writers.wait()
         finally:
             self._reading = False
         self._ended = not data
         self._tickets_may_come = False  # they came before this
         return data
+
+    async def _take_turn(self) -> None:
+        """Let others run, once in a while: who never has to wait would keep the loop."""
+        self._turn = (self._turn + 1) % _CALLS_PER_TURN
+        if not self._turn:
+            await asyncio.sleep(0)
 
     # Writing
 
@@ -335,16 +358,18 @@ class TLSStream:
         Raises the error of an earlier send.
         """
         self._flush_unless_full()
+        await self._take_turn()
         while self._write_failure is None and self._queue.queued_bytes > _HIGH_WATER_BYTES:
-            await self._until_writer_moves()
+            await self._writers.wait()
         self._raise_failure()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send `data` and wait until TCP has taken all of it."""
         self.write(data)
         self._flush_unless_full()
+        await self._take_turn()
         while self._write_failure is None and self._queue.queued_bytes:
-            await self._until_writer_moves()
+            await self._writers.wait()
         self._raise_failure()
 
     def can_write_eof(self) -> bool:
@@ -387,7 +412,7 @@ class TLSStream:
         self._write_blocked = want is not None
         if want is not None:
             self._await_ready(want)
-        self._wake_writers()
+        self._writers.wake()
         if self._closing and want is None:
             self._finish_after_tickets()
 
@@ -461,23 +486,34 @@ class TLSStream:
     def _finish(self) -> None:
         if self._finished:
             return
-        self._finished = True
         self._forget_handshake()
         if self._shutdown_timer is not None:
             self._shutdown_timer.cancel()
-        descriptor = self._transport.fileno()
         if self._lingering:
-            self._loop.remove_reader(descriptor)
-        if self._registered:
-            self._readiness.forget(descriptor)
-        self._core.abandon()
-        self._core.close_transport()
+            self._loop.remove_reader(self._transport.fileno())
+        self._close_transport()
         self._queue.clear()
         self._write_blocked = False
-        self._wake_reader()
-        self._wake_writers()
+        self._readers.wake()
+        self._writers.wake()
         if self._closed_waiter is not None:
             self._closed_waiter.set_result(None)
+
+    def _close_transport(self) -> None:
+        self._finished = True
+        if self._registered:
+            self._readiness.forget(self._transport.fileno())
+        self._core.abandon()
+        self._core.close_transport()
+
+    def __del__(self) -> None:
+        # Perhaps half made, perhaps without its loop; nobody waits for it.
+        if getattr(self, "_finished", True):
+            return
+        unclosed = f"unclosed {self!r}"
+        self._close_transport()
+        if not self._closing:
+            warnings.warn(unclosed, ResourceWarning, stacklevel=2, source=self)
 
     # Readiness
 
@@ -485,7 +521,7 @@ class TLSStream:
         """Let `_on_ready` be called when the socket is ready for what it was not ready for."""
         if not self._registered:
             self._registered = True
-            self._readiness.register(self._transport.fileno(), self._on_ready)
+            self._readiness.register(self._transport.fileno(), partial(_tell, ref(self)))
         if want is Want.WRITE and not self._watches_writing:
             self._watches_writing = True
             self._readiness.watch_writing(self._transport.fileno())
@@ -495,39 +531,13 @@ class TLSStream:
             self._shake_hands()
             return
         if events != select.EPOLLOUT:
-            self._wake_reader()
+            self._readers.wake()
         if self._write_blocked:
             self._flush()
 
-    async def _until_readable(self) -> None:
-        self._await_ready(Want.READ)
-        self._read_waiter = self._loop.create_future()
-        try:
-            await self._read_waiter
-        finally:
-            self._read_waiter = None
 
-    def _wake_reader(self) -> None:
-        waiter = self._read_waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-    async def _until_writable(self) -> None:
-        self._await_ready(Want.WRITE)
-        self._write_blocked = True
-        await self._until_writer_moves()
-
-    async def _until_writer_moves(self) -> None:
-        waiter = self._loop.create_future()
-        self._write_waiters.append(waiter)
-        try:
-            await waiter
-        finally:
-            if waiter in self._write_waiters:
-                self._write_waiters.remove(waiter)
-
-    def _wake_writers(self) -> None:
-        waiters, self._write_waiters = self._write_waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+def _tell(reference: ref[TLSStream], events: int) -> None:
+    """Pass events on to a stream, if it is still there."""
+    stream = reference()
+    if stream is not None:
+        stream._on_ready(events)  # noqa: SLF001 - a callback that does not keep it alive

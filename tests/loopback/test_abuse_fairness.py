@@ -1,9 +1,11 @@
-"""A peer that never lets a read wait does not keep an event loop for itself."""
+"""A peer that never lets a read or a write wait does not keep an event loop for itself."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 import transport
 from interop.peers.hostile import HostileClient
@@ -12,6 +14,41 @@ if TYPE_CHECKING:
     from conftest import Identities
 
 RECORDS = 2000
+
+
+@pytest.mark.parametrize("send", ["drain", "send_all"])
+async def test_others_run_while_one_task_sends_without_a_pause(
+    identities: Identities, send: str
+) -> None:
+    turns_during_sends: list[int] = []
+    turns = 0
+
+    async def handle(stream: transport.TLSStream) -> None:
+        before = turns
+        for _ in range(RECORDS):  # the kernel takes all of it at once: nothing waits
+            if send == "drain":
+                stream.write(b"x")
+                await stream.drain()
+            else:
+                await stream.send_all(b"x")
+        turns_during_sends.append(turns - before)
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    server = await transport.start_server(handle, "127.0.0.1", 0, credential=identities.ec)
+    async with server:
+        other = asyncio.create_task(take_turns())
+        async with await transport.open_connection(
+            *server.sockets[0].getsockname(), trust_anchors=identities.anchors
+        ) as client:
+            assert await client.read() == b"x" * RECORDS
+        other.cancel()
+    (others,) = turns_during_sends
+    assert others >= RECORDS // 64 - 1
 
 
 async def test_others_run_while_one_peer_sends_without_a_pause(identities: Identities) -> None:

@@ -6,9 +6,11 @@ import asyncio
 import socket
 import ssl
 import threading
+from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import plain_http
 import pytest
 import requests
 import urllib3
@@ -262,6 +264,9 @@ def test_a_running_uvicorn_gets_a_new_certificate(identities: Any) -> None:
         running.config.tls_context.replace_credential(identities.rsa)
         assert shown() == identities.rsa.leaf.public_bytes(Encoding.DER)
         assert over_httpx.negotiated_session(old.get(running.url)) == before  # goes on as it was
+    told = [scope["extensions"]["tls"]["server_cert"] for scope in running.scopes]
+    ours, renewed = (one.certificates_pem().decode() for one in (identities.ec, identities.rsa))
+    assert told == [ours, ours, renewed, ours]
 
 
 def test_requests_and_urllib3(identities: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,10 +298,112 @@ def test_requests_and_urllib3(identities: Any, monkeypatch: pytest.MonkeyPatch) 
             pool.request("GET", running.url)
 
 
+def test_a_proxy_gets_what_is_to_be_tunnelled_and_no_plain_http(identities: Any) -> None:
+    adapter = over_requests.TLSAdapter(identities.anchors)
+    for _ in range(2):  # made once, and found again
+        manager = adapter.proxy_manager_for("http://localhost:3128")
+        assert manager.connection_from_url("https://localhost/").scheme == "https"
+        with pytest.raises(urllib3.exceptions.URLSchemeUnknown):
+            manager.connection_from_url("http://localhost/")
+    adapter.close()
+
+
+class Redirecting(RunningApplication):
+    """Sends every client elsewhere."""
+
+    def __init__(self, target: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._target = target
+
+    async def _application(self, scope: Any, _receive: Any, send: Any) -> None:
+        self.scopes.append(scope)
+        headers = [(b"location", self._target.encode())]
+        await send({"type": "http.response.start", "status": 302, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def httpx_gets(anchors: Any, url: str) -> None:
+    with over_httpx.client(anchors, follow_redirects=True) as client:
+        client.get(url)
+
+
+def async_httpx_gets(anchors: Any, url: str) -> None:
+    async def get() -> None:
+        async with over_httpx.async_client(anchors, follow_redirects=True) as client:
+            await client.get(url)
+
+    asyncio.run(get())
+
+
+def httpx_with_other_hooks_gets(anchors: Any, url: str) -> None:
+    asked: list[Any] = []
+    hooks = {"request": [asked.append]}
+    with over_httpx.client(anchors, follow_redirects=True, event_hooks=hooks) as client:
+        try:
+            client.get(url)
+        finally:
+            assert asked[0].url == url
+            client.event_hooks["request"] = []
+            client.get(url)
+
+
+def httpx_with_the_environment_gets(anchors: Any, url: str) -> None:
+    with over_httpx.client(anchors, follow_redirects=True, trust_env=True) as client:
+        client.get(url)
+
+
+def urllib3_gets(anchors: Any, url: str) -> None:
+    with over_requests.pool_manager(anchors) as pool:
+        pool.request("GET", url)
+
+
+@pytest.mark.parametrize(
+    ("get", "refusal"),
+    [
+        (httpx_gets, httpx.UnsupportedProtocol),
+        (async_httpx_gets, httpx.UnsupportedProtocol),
+        (httpx_with_other_hooks_gets, httpx.UnsupportedProtocol),
+        (httpx_with_the_environment_gets, httpx.UnsupportedProtocol),
+        (urllib3_gets, urllib3.exceptions.URLSchemeUnknown),
+    ],
+    ids=lambda value: value.__name__,
+)
+def test_nothing_is_asked_for_in_plain_text(
+    get: Callable[[Any, str], None],
+    refusal: type[Exception],
+    identities: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    class Plain(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with plain_http.serving(Plain) as (host, port):
+        plain = f"http://{host}:{port}/"
+        with Redirecting(plain, credential=identities.ec) as running:
+            for url in (plain, running.url):
+                with pytest.raises(refusal):
+                    get(identities.anchors, url)
+            assert running.scopes
+    assert not asked
+
+
 def test_options_that_would_go_around_are_refused(identities: Any) -> None:
     for call in (
         lambda: over_httpx.client(identities.anchors, verify=False),
         lambda: over_httpx.async_client(identities.anchors, cert="client.pem"),
+        lambda: over_httpx.client(
+            identities.anchors, transport=httpx.HTTPTransport(verify=ssl.create_default_context())
+        ),
+        lambda: over_httpx.async_client(
+            identities.anchors, mounts={"https://": httpx.AsyncHTTPTransport()}
+        ),
         lambda: TLSConfig("app:app", credential=identities.ec, ssl_certfile="server.pem"),
         lambda: TLSConfig("app:app", credential=identities.ec, workers=2),
     ):

@@ -17,7 +17,13 @@ from running_engines import DEADLINE_SECONDS, Recorded, dialer, round_trip, run_
 import transport
 from certs.credential import Credential, TrustAnchors
 from transport.applications import echo, echo_blocking, serve_page, serve_page_blocking
-from transport.errors import AlertDescription, AlertReceived, PolicyViolation, TruncatedStream
+from transport.errors import (
+    AlertDescription,
+    AlertReceived,
+    APIMisuse,
+    PolicyViolation,
+    TruncatedStream,
+)
 from transport.server import (
     CredentialFiles,
     Engine,
@@ -453,6 +459,50 @@ def test_a_handler_that_raises_is_one_line_without_its_text(start: Start, dial: 
         server.until_open(0)
 
 
+def test_an_error_of_files_or_of_other_connections_is_the_handlers(start: Start, dial: Any) -> None:
+    errors = [
+        FileNotFoundError(2, "No such file or directory", "page.html"),
+        ConnectionRefusedError(111, "Connection refused"),  # a database's
+        APIMisuse("a wrong call", advice="make another"),
+    ]
+
+    async def fail(stream: transport.TLSStream, _client: object) -> None:
+        raise errors[int(await stream.readline())]
+
+    def fail_blocking(stream: transport.TLSSocket, _client: object) -> None:
+        raise errors[int(stream.recv(10))]
+
+    with start((fail, fail_blocking)) as server:
+        for number, error in enumerate(errors):
+            with dial(server.address) as connection:
+                connection.sendall(b"%d\n" % number)
+                with pytest.raises(TruncatedStream):
+                    connection.recv(1)
+            failures = server.log.wait_for("handler_failed", number + 1)
+            assert failures[number]["kind"] == type(error).__name__
+        assert not server.log.of("connection_failed")
+
+
+def test_a_task_cancelled_before_its_first_step_leaves_no_connection(
+    dial: Any, identities: Any
+) -> None:
+    log = Recorded()
+    settings = ServerSettings(handler=echo, log=log, credentials=(ServedCredential(identities.ec),))
+
+    def make(loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        task = asyncio.Task(coroutine, loop=loop, **options)
+        if coroutine.__qualname__ == "ServerEngine._serve":
+            task.cancel()
+        return task
+
+    with run_engine(Engine.ASYNCIO, settings, log) as server:
+        assert server.loop is not None
+        server.loop.call_soon_threadsafe(server.loop.set_task_factory, make)
+        with dial(server.address) as connection, pytest.raises(TruncatedStream):
+            connection.recv(1)
+        server.until_open(0)
+
+
 # Drain
 
 
@@ -551,7 +601,7 @@ def test_a_drain_resets_nobody_who_has_connected(start: Start, waiting: int) -> 
 def test_a_drain_accepts_no_more_than_fit_in_a_queue(
     monkeypatch: pytest.MonkeyPatch, identities: Any
 ) -> None:
-    monkeypatch.setattr("transport.server_engine.MOST_QUEUED", 64)  # and 200 wait
+    monkeypatch.setattr("transport.acceptor.MOST_QUEUED", 64)  # and 200 wait
     settings = ServerSettings(
         handler=echo,
         log=Recorded(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -18,6 +19,7 @@ from transport import (
     AlertReceived,
     APIMisuse,
     CertificateRejected,
+    PolicyError,
     TLSStream,
     TruncatedStream,
 )
@@ -90,8 +92,41 @@ async def test_a_line_without_end_is_bounded(identities: Any) -> None:
     async with two_ends(identities, limit_bytes=1000) as (client, server):
         await server.send_all(bytes(3000))
         with pytest.raises(asyncio.LimitOverrunError):
-            await client.readline()
+            await client.readuntil()
         assert await client.readexactly(3000) == bytes(3000)
+
+
+async def test_a_line_beyond_the_limit_is_refused_though_its_end_is_there(identities: Any) -> None:
+    async with two_ends(identities, limit_bytes=100) as (client, server):
+        await server.send_all(b"x" * 101 + b"--" + b"y" * 100 + b"--")
+        with pytest.raises(asyncio.LimitOverrunError) as overrun:
+            await client.readuntil(b"--")
+        assert overrun.value.consumed == 101
+        assert await client.readexactly(103) == b"x" * 101 + b"--"
+        assert await client.readuntil(b"--") == b"y" * 100 + b"--"  # the limit itself is within
+
+
+async def test_half_a_separator_is_not_consumed_with_what_is_too_long(identities: Any) -> None:
+    async with two_ends(identities, limit_bytes=100) as (client, server):
+        await server.send_all(b"x" * 150 + b"\r")
+        with pytest.raises(asyncio.LimitOverrunError) as overrun:
+            await client.readuntil(b"\r\n")
+        assert await client.readexactly(overrun.value.consumed) == b"x" * 150
+        await server.send_all(b"\nnext\r\n")
+        assert await client.readuntil(b"\r\n") == b"\r\n"
+        assert await client.readuntil(b"\r\n") == b"next\r\n"
+
+
+async def test_readline_gets_past_a_line_that_is_too_long(identities: Any) -> None:
+    async with two_ends(identities, limit_bytes=100) as (client, server):
+        await server.send_all(b"x" * 200 + b"\nnext\n" + b"y" * 200)
+        with pytest.raises(ValueError, match="limit"):
+            await client.readline()
+        assert await client.readline() == b"next\n"
+        with pytest.raises(ValueError, match="limit"):  # no end of it is there: all is dropped
+            await client.readline()
+        await server.send_all(b"end\n")
+        assert await client.readline() == b"end\n"
 
 
 async def test_small_writes_of_one_turn_make_one_record(identities: Any) -> None:
@@ -245,6 +280,73 @@ async def test_a_peer_that_vanished_fails_the_writer(identities: Any) -> None:
             await client.drain()
 
 
+@asynccontextmanager
+async def server_that_reads(identities: Any) -> AsyncIterator[tuple[Any, asyncio.Queue[object]]]:
+    """Yield an address, and what became of each connection: what was read, or the error."""
+    outcomes: asyncio.Queue[object] = asyncio.Queue()
+
+    async def handle(stream: TLSStream) -> None:
+        try:
+            outcomes.put_nowait(await stream.read())
+        except OSError as error:
+            outcomes.put_nowait(error)
+
+    async with (
+        asyncio.timeout(DEADLINE_SECONDS),
+        await transport.start_server(handle, "127.0.0.1", 0, credential=identities.ec) as server,
+    ):
+        yield server.sockets[0].getsockname(), outcomes
+
+
+async def test_a_stream_that_is_dropped_is_aborted_with_a_warning(identities: Any) -> None:
+    async with server_that_reads(identities) as (address, outcomes):
+        client = await transport.open_connection(*address, trust_anchors=identities.anchors)
+        await client.send_all(b"half")
+        await asyncio.sleep(0)  # in which the loop looks whether more was written
+        with pytest.warns(ResourceWarning, match="unclosed <TLSStream open"):
+            del client
+        assert isinstance(await outcomes.get(), TruncatedStream)
+
+
+async def test_a_stream_that_is_dropped_after_its_close_sends_all(identities: Any) -> None:
+    payload = os.urandom(8 << 20)
+    async with server_that_reads(identities) as (address, outcomes):
+        client = await transport.open_connection(*address, trust_anchors=identities.anchors)
+        client.write(payload)
+        client.close()
+        del client
+        gc.collect()
+        assert await outcomes.get() == payload
+
+
+async def test_who_waits_for_a_stream_keeps_it_alive(identities: Any) -> None:
+    waits, answer, over = (asyncio.Event() for _ in range(3))
+
+    async def handle(stream: TLSStream) -> None:
+        await answer.wait()
+        await stream.send_all(b"hello")
+
+    async def read_alone(address: Any) -> None:
+        async with await transport.open_connection(
+            *address, trust_anchors=identities.anchors
+        ) as stream:
+            waits.set()
+            assert await stream.readexactly(5) == b"hello"
+        over.set()
+
+    async with (
+        asyncio.timeout(DEADLINE_SECONDS),
+        await transport.start_server(handle, "127.0.0.1", 0, credential=identities.ec) as server,
+    ):
+        address = server.sockets[0].getsockname()
+        asyncio.create_task(read_alone(address))  # noqa: RUF006 - nobody keeps it, on purpose
+        await waits.wait()
+        await asyncio.sleep(0)
+        gc.collect()
+        answer.set()
+        await over.wait()
+
+
 async def test_what_is_known_of_a_stream(identities: Any) -> None:
     async with two_ends(identities) as (client, server):
         assert client.get_extra_info("peername") == server.get_extra_info("sockname")
@@ -290,7 +392,21 @@ async def test_the_handler_is_not_called_without_a_checked_handshake(identities:
         assert len(calls) == 1
 
 
-async def test_a_handler_that_raises_aborts_and_is_reported(identities: Any) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        ZeroDivisionError(),
+        FileNotFoundError(2, "No such file or directory", "page.html"),
+        PermissionError(13, "Permission denied"),
+        ConnectionRefusedError(111, "Connection refused"),  # a database's
+        APIMisuse("a wrong call", advice="make another"),
+        PolicyError("a wrong policy", advice="use another"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_handler_that_raises_aborts_and_is_reported(
+    identities: Any, error: Exception
+) -> None:
     reported: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     asyncio.get_running_loop().set_exception_handler(
         lambda _loop, context: reported.put_nowait(context)
@@ -298,7 +414,7 @@ async def test_a_handler_that_raises_aborts_and_is_reported(identities: Any) -> 
 
     async def handle(stream: TLSStream) -> None:
         await stream.send_all(b"half")
-        raise ZeroDivisionError
+        raise error
 
     async with await transport.start_server(
         handle, "127.0.0.1", 0, credential=identities.ec
@@ -309,7 +425,67 @@ async def test_a_handler_that_raises_aborts_and_is_reported(identities: Any) -> 
         with pytest.raises(TruncatedStream):
             await client.read()
         client.close()
-    assert isinstance((await reported.get())["exception"], ZeroDivisionError)
+    assert reported.get_nowait()["exception"] is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        None,  # what reading from a peer that is gone raises
+        ConnectionResetError(104, "Connection reset by peer"),
+        BrokenPipeError(32, "Broken pipe"),
+        TimeoutError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_peer_that_broke_off_is_no_fault_of_the_handler(
+    identities: Any, error: Exception | None
+) -> None:
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _loop, context: reported.append(context)
+    )
+
+    async def handle(stream: TLSStream) -> None:
+        try:
+            await stream.read()
+        except TruncatedStream:
+            if error is not None:
+                raise error from None
+            raise
+
+    async with await transport.start_server(
+        handle, "127.0.0.1", 0, credential=identities.ec
+    ) as server:
+        client = await transport.open_connection(
+            *server.sockets[0].getsockname(), trust_anchors=identities.anchors
+        )
+        client.abort()
+        await asyncio.wait_for(server.wait_closed(), DEADLINE_SECONDS)
+    assert not reported
+
+
+async def test_a_handler_cancelled_before_its_first_step_leaves_no_connection(
+    identities: Any,
+) -> None:
+    async def handle(_stream: TLSStream) -> None: ...
+
+    def make(loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        task = asyncio.Task(coroutine, loop=loop, **options)
+        if coroutine.__qualname__ == "TLSServer._serve":
+            task.cancel()
+        return task
+
+    asyncio.get_running_loop().set_task_factory(make)
+    async with (
+        asyncio.timeout(DEADLINE_SECONDS),
+        await transport.start_server(handle, "127.0.0.1", 0, credential=identities.ec) as server,
+        await transport.open_connection(
+            *server.sockets[0].getsockname(), trust_anchors=identities.anchors
+        ) as client,
+    ):
+        with pytest.raises(TruncatedStream):
+            await client.read()
 
 
 async def test_leaving_a_server_cancels_handlers_that_do_not_end(identities: Any) -> None:
@@ -337,6 +513,56 @@ async def test_leaving_a_server_cancels_handlers_that_do_not_end(identities: Any
     client.close()
     with pytest.raises(ConnectionRefusedError):
         await transport.open_connection(*address, trust_anchors=identities.anchors)
+
+
+async def test_closing_a_server_resets_nobody_who_has_connected(identities: Any) -> None:
+    async def handle(stream: TLSStream) -> None:
+        await stream.send_all(b"served")
+
+    def fetch(raw: socket.socket) -> bytes:
+        with transport.wrap_socket(
+            raw, trust_anchors=identities.anchors, server_hostname="localhost"
+        ) as client:
+            client.settimeout(DEADLINE_SECONDS)
+            return client.recv(100)
+
+    server = await transport.start_server(handle, "127.0.0.1", 0, credential=identities.ec)
+    address = server.sockets[0].getsockname()
+    queued = [socket.create_connection(address) for _ in range(100)]  # in this loop's own thread
+    server.close()
+    assert not server.is_serving()
+    for raw in queued:
+        assert await asyncio.to_thread(fetch, raw) == b"served"
+    await asyncio.wait_for(server.wait_closed(), DEADLINE_SECONDS)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+
+
+async def test_a_server_may_be_closed_by_what_it_calls_while_it_accepts(identities: Any) -> None:
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _loop, context: reported.append(context)
+    )
+    failures: asyncio.Queue[OSError] = asyncio.Queue()
+
+    async def handle(_: TLSStream) -> None: ...
+
+    def close(_address: object, error: OSError) -> None:
+        failures.put_nowait(error)
+        server.close()
+
+    server = await transport.start_server(
+        handle, "127.0.0.1", 0, credential=identities.ec, on_handshake_failure=close
+    )
+    strangers = [socket.create_connection(server.sockets[0].getsockname()) for _ in range(3)]
+    for stranger in strangers:  # before the loop accepts any: each fails as it is accepted
+        stranger.sendall(b"this is no TLS\n")
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        for stranger in strangers:
+            await failures.get()
+            stranger.close()
+        await server.wait_closed()
+    assert not reported
 
 
 async def test_both_families_of_a_name_are_served(identities: Any) -> None:

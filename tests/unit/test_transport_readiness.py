@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import select
 import socket
+import weakref
 from contextlib import ExitStack
 
 from transport.readiness import Readiness
@@ -33,6 +35,24 @@ async def test_a_callback_that_raises_takes_no_event_from_others() -> None:
         await asyncio.wait_for(both.wait(), 5)
     assert sorted(told) == ["one", "other"]
     assert [type(error) for error in complaints] == [ValueError, ValueError]
+
+
+def test_a_loop_that_has_ended_is_not_kept_by_what_was_watched_in_it() -> None:
+    class Watcher:
+        def __init__(self) -> None:
+            self.loop = asyncio.get_running_loop()
+
+        def look(self, _events: int) -> None: ...
+
+    async def watch(sock: socket.socket) -> weakref.ref[asyncio.AbstractEventLoop]:
+        Readiness.of_running_loop().register(sock.fileno(), Watcher().look)
+        return weakref.ref(asyncio.get_running_loop())
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        loop = asyncio.run(watch(ours))
+        gc.collect()
+        assert loop() is None
 
 
 async def test_a_socket_is_watched_for_writing_only_from_when_that_is_asked() -> None:

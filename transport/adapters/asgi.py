@@ -23,8 +23,7 @@ from transport.adapters.ssl_object import current_connection
 from transport.policy import SUITES, ProtocolVersion
 
 if TYPE_CHECKING:
-    from certs.credential import Credential
-    from transport.negotiated import NegotiatedSession
+    from transport.adapters.ssl_object import TLSObject
 
 __all__ = ["AUTHORIZED_PEER_EXTENSION", "NEGOTIATED_EXTENSION", "Application", "TLSExtension"]
 
@@ -42,37 +41,35 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 class TLSExtension:
     """An ASGI application around another, which tells it of the TLS session."""
 
-    def __init__(self, application: Application, *, credential: Credential | None = None) -> None:
+    def __init__(self, application: Application) -> None:
         self._application = application
-        self._server_certificate = (
-            None if credential is None else credential.certificates_pem().decode("ascii")
-        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or one WebSocket, or the lifespan, which is left alone."""
         connection = current_connection()
         if scope["type"] != "lifespan" and connection is not None:
-            session = connection.negotiated
             scope = dict(scope)
             scope["extensions"] = {
                 **(scope.get("extensions") or {}),
-                "tls": self._describe(session),
-                NEGOTIATED_EXTENSION: session,
+                "tls": _describe(connection),
+                NEGOTIATED_EXTENSION: connection.negotiated,
                 AUTHORIZED_PEER_EXTENSION: connection.authorized_peer,
             }
         await self._application(scope, receive, send)
 
-    def _describe(self, session: NegotiatedSession) -> dict[str, object]:
-        chain, name = [], None
-        if session.peer_certificate is not None:
-            chain.append(ssl.DER_cert_to_PEM_cert(session.peer_certificate))
-            parsed = x509.load_der_x509_certificate(session.peer_certificate)
-            name = parsed.subject.rfc4514_string()
-        return {
-            "server_cert": self._server_certificate,
-            "client_cert_chain": chain,
-            "client_cert_name": name,
-            "client_cert_error": None,
-            "tls_version": _VERSION_NUMBERS[session.version],
-            "cipher_suite": SUITES[session.suite].code_point,
-        }
+
+def _describe(connection: TLSObject) -> dict[str, object]:
+    session = connection.negotiated
+    chain, name = [], None
+    if session.peer_certificate is not None:
+        chain.append(ssl.DER_cert_to_PEM_cert(session.peer_certificate))
+        parsed = x509.load_der_x509_certificate(session.peer_certificate)
+        name = parsed.subject.rfc4514_string()
+    return {
+        "server_cert": connection.server_certificates_pem,
+        "client_cert_chain": chain,
+        "client_cert_name": name,
+        "client_cert_error": None,
+        "tls_version": _VERSION_NUMBERS[session.version],
+        "cipher_suite": SUITES[session.suite].code_point,
+    }

@@ -47,7 +47,6 @@ class TLSConfig(Config):
         ocsp_staple: StapleSource | None = None,
     ) -> None:
         super().__init__()
-        self.credential = credential
         self.tls_context: TLSContext = server_ssl_context(
             credential,
             policy=policy,
@@ -76,7 +75,7 @@ async def serve(
 ) -> None:
     """Serve until `shutdown_trigger` returns, or a signal says to stop."""
     await hypercorn.asyncio.serve(
-        TLSExtension(application, credential=config.credential),  # type: ignore[arg-type] # the same
+        TLSExtension(application),  # type: ignore[arg-type] # the same
         config,
         shutdown_trigger=shutdown_trigger,
         mode="asgi",

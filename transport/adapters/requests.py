@@ -3,7 +3,9 @@
 urllib3 takes an `ssl.SSLContext`; `pool_manager` gives it ours. requests adds its own bundle of
 trust anchors to whatever context it is given, so `TLSAdapter` keeps it from that: a session that it
 is mounted on trusts the anchors given here and no others, whatever `verify` or the environment's
-``REQUESTS_CA_BUNDLE`` name. `verify=False` and `cert=` are refused, not ignored.
+``REQUESTS_CA_BUNDLE`` name. `verify=False` and `cert=` are refused, not ignored. Nothing is sent in
+plain text: a URL of http is a `urllib3.exceptions.URLSchemeUnknown`, or a
+`requests.exceptions.InvalidSchema`.
 """
 
 from __future__ import annotations
@@ -40,7 +42,10 @@ def pool_manager(
     staples: StaplePolicy = StaplePolicy.CHECK,
     **options: Any,
 ) -> urllib3.PoolManager:
-    """Return a `urllib3.PoolManager` over our TLS; `options` are urllib3's own."""
+    """Return a `urllib3.PoolManager` that speaks https over our TLS, and no plain http at all.
+
+    `options` are urllib3's own.
+    """
     context = client_ssl_context(
         trust_anchors, credential=credential, policy=policy, crls=crls, staples=staples
     )
@@ -64,7 +69,8 @@ class _Pool(urllib3.HTTPSConnectionPool):
 
 
 def _use_our_connections(manager: urllib3.PoolManager) -> None:
-    manager.pool_classes_by_scheme = {**manager.pool_classes_by_scheme, "https": _Pool}
+    manager.pool_classes_by_scheme = {"https": _Pool}
+    manager.key_fn_by_scheme.pop("http", None)  # or it would look for a pool that is not there
 
 
 class TLSAdapter(requests.adapters.HTTPAdapter):

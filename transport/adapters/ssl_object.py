@@ -92,6 +92,7 @@ class TLSObject(SessionViews):
         self._outgoing = outgoing
         self._told_end = False
         self._alert_is_out = False
+        self._server_certificates_pem = endpoint.server_certificates_pem
         self.context = context
         self.server_side = endpoint.server_side
         self.server_hostname = server_hostname
@@ -110,6 +111,11 @@ class TLSObject(SessionViews):
     def authorized_peer(self) -> AuthorizedPeer | None:
         """The proof of who was let in; None where no authorization was asked for."""
         return self._core.authorized_peer
+
+    @property
+    def server_certificates_pem(self) -> str:
+        """The certificates that this connection's server showed; empty on the client's side."""
+        return self._server_certificates_pem
 
     @property
     def session_reused(self) -> bool:

@@ -60,7 +60,6 @@ class TLSConfig(uvicorn.Config):
             ocsp_staple=ocsp_staple,
             alpn_protocols=("http/1.1",),
         )
-        self._credential = credential
         super().__init__(
             application,
             ssl_context_factory=lambda _config, _default: self.tls_context,
@@ -70,7 +69,7 @@ class TLSConfig(uvicorn.Config):
     def load(self) -> None:
         """Load the application, and wrap it."""
         super().load()
-        self.loaded_app = TLSExtension(self.loaded_app, credential=self._credential)
+        self.loaded_app = TLSExtension(self.loaded_app)
 
 
 def run(
