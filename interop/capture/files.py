@@ -20,15 +20,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from interop.capture.items import MAXIMUM_BLOCK_BYTES
-from interop.capture.packets import FragmentBuffer, parse_tcp_batch
-from interop.capture.pcapng import (
-    CaptureReader,
+from interop.capture.items import (
+    MAXIMUM_BLOCK_BYTES,
     DamagedBlock,
     DecryptionSecrets,
     NotACapture,
     PacketBatch,
 )
+from interop.capture.packets import FragmentBuffer, parse_tcp_batch
+from interop.capture.pcapng import CaptureReader
 from interop.capture.reassembly import Reassembler
 from interop.capture.streams import StreamEvent
 from interop.capture.writer import PcapngWriter

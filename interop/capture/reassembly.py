@@ -64,34 +64,22 @@ from interop.capture.packets import FLAG_ACK, FLAG_FIN, FLAG_RST, FLAG_SYN, TCPS
 from interop.capture.streams import (
     CloseReason,
     Connection,
-    Direction,
     Endpoint,
     StreamClosed,
     StreamConflict,
     StreamData,
-    StreamEvent,
     StreamGap,
     StreamOpened,
 )
+from interop.direction import Direction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from interop.capture.packets import NumberedSegment
+    from interop.capture.streams import StreamEvent
 
-__all__ = [
-    "CloseReason",
-    "Connection",
-    "Direction",
-    "Endpoint",
-    "Reassembler",
-    "StreamClosed",
-    "StreamConflict",
-    "StreamData",
-    "StreamEvent",
-    "StreamGap",
-    "StreamOpened",
-]
+__all__ = ["Reassembler"]
 
 _MIB: Final = 1024 * 1024
 _SEQUENCE_MASK: Final = 0xFFFFFFFF

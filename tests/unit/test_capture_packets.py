@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import dpkt
 import pytest
+from tcp_segments import parse_tcp
 
 from interop.capture.items import Frame, Interface, PacketBatch
 from interop.capture.packets import (
@@ -19,7 +20,6 @@ from interop.capture.packets import (
     FragmentBuffer,
     NumberedSegment,
     TCPSegment,
-    parse_tcp,
     parse_tcp_batch,
 )
 from interop.errors import DissectError
