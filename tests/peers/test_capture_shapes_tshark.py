@@ -1,9 +1,10 @@
 """One TLS session in every shape in which a capture can hold it, decrypted by us and by tshark.
 
 Python's own `ssl` makes the session, in memory. Its bytes are put into packets of every link type
-and both IP versions, whole, in fragments, behind extension headers, out of order, repeated, and in
-overlapping segments. From each capture the attacker recovers exactly what was sent, and so does
-tshark, which shares no code with either.
+and both IP versions, whole, in fragments, behind extension headers, out of order, repeated, in
+overlapping segments, and among beginnings and ends that are forged or out of place. From each
+capture the attacker recovers exactly what was sent, and so does tshark, which shares no code with
+either.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pytest
 import trustme
 
 from interop.capture.files import CaptureProblem, read_streams
-from interop.capture.packets import FLAG_SYN
+from interop.capture.packets import FLAG_ACK, FLAG_FIN, FLAG_RST, FLAG_SYN
 from interop.capture.streams import Direction, Endpoint, StreamConflict, StreamGap
 from interop.capture.synthesis import Conversation
 from interop.capture.writer import PcapngWriter
@@ -152,6 +153,52 @@ def extended(session: Session, _version: int) -> list[bytes]:
     ]
 
 
+def forged(packet: bytes, ahead: int, flags: int) -> bytes:
+    """A packet without payload, of the numbers of another one that has none."""
+    start = 20 if packet[0] >> 4 == 4 else 40
+    (sequence,) = struct.unpack_from("!I", packet, start + 4)
+    changed = bytearray(packet)
+    struct.pack_into("!I", changed, start + 4, (sequence + ahead) & 0xFFFFFFFF)
+    changed[start + 13] = flags
+    return bytes(changed)
+
+
+def reset_ahead(session: Session, version: int) -> list[bytes]:
+    """Each acknowledgement is followed by a RST that its receiver does not believe."""
+    packets = []
+    for packet in in_order(session, version):
+        packets.append(packet)
+        if is_bare(packet):
+            packets.append(forged(packet, 500_000_000, FLAG_RST))
+    return packets
+
+
+def finished_ahead(session: Session, version: int) -> list[bytes]:
+    """Each acknowledgement is followed by a FIN that its sender never comes to."""
+    packets = []
+    for packet in in_order(session, version):
+        packets.append(packet)
+        if is_bare(packet):
+            packets.append(forged(packet, 900_000_000, FLAG_FIN | FLAG_ACK))
+    return packets
+
+
+def reset_in_flight(session: Session, version: int) -> list[bytes]:
+    """The client's RST was captured before the answer that the server had sent by then."""
+    talk = Conversation(*ENDS[version], initial_sequences=(7, 2**32 - 9), segment_bytes=1200)
+    packets = [*talk.request(), *talk.accept()]
+    *before, answer = session.turns[:6]
+    for direction, data in before:
+        packets += talk.data(direction, data)
+    return [*packets, *talk.reset(C2S), *talk.data(*answer)]
+
+
+def before_its_syn(session: Session, version: int) -> list[bytes]:
+    """The client's first data was captured before the handshake."""
+    syn, syn_ack, acknowledgement, first, *others = in_order(session, version)
+    return [first, syn, syn_ack, acknowledgement, *others]
+
+
 def is_bare(packet: bytes) -> bool:
     """Say whether a packet is an acknowledgement alone."""
     header_bytes = 20 if packet[0] >> 4 == 4 else 40
@@ -211,6 +258,7 @@ LINKS: dict[str, tuple[int, Callable[[bytes], bytes]]] = {
     "LOOP": (108, lambda p: family(p, 24, ">") + p),
 }
 SHAPES = [in_order, shuffled, overlapping, fragmented]
+ENDS_OUT_OF_PLACE = [reset_ahead, finished_ahead, reset_in_flight, before_its_syn]
 
 
 def pcapng(path: Path, link_type: int, frames: list[bytes]) -> Path:
@@ -308,6 +356,22 @@ def test_every_shape(
     link_type, wrap = LINKS[link]
     frames = [wrap(packet) for packet in shape(session, version)]
     path = pcapng(tmp_path / "capture", link_type, frames)
+    (result,), found = ours(path, session.key_log)
+    assert found == {C2S: REQUEST, S2C: ANSWER}
+    assert tshark(path, session.key_log) == {REQUEST, ANSWER}
+    assert (result.opened, result.reason) == (True, "")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("shape", ENDS_OUT_OF_PLACE)
+def test_beginnings_and_ends_out_of_place_hide_nothing(
+    tmp_path: Path,
+    session: Session,
+    tshark: Callable[[Path, Path], set[bytes]],
+    shape: Callable[[Session, int], list[bytes]],
+    version: int,
+) -> None:
+    path = pcapng(tmp_path / "capture", 101, shape(session, version))
     (result,), found = ours(path, session.key_log)
     assert found == {C2S: REQUEST, S2C: ANSWER}
     assert tshark(path, session.key_log) == {REQUEST, ANSWER}
