@@ -281,7 +281,9 @@ def pcap(path: Path, link_type: int, frames: list[bytes]) -> Path:
 # Two readers
 
 
-def ours(path: Path, key_log: Path) -> tuple[list[SessionResult], dict[Direction, bytes]]:
+def ours(
+    path: Path, key_log: Path, conflicts: int = 0
+) -> tuple[list[SessionResult], dict[Direction, bytes]]:
     found = {C2S: b"", S2C: b""}
 
     def take(_stream: int, direction: Direction, data: bytes | bytearray) -> None:
@@ -289,8 +291,10 @@ def ours(path: Path, key_log: Path) -> tuple[list[SessionResult], dict[Direction
 
     attacker = Attacker(KeyMaterial(key_log=KeyLog.parse(key_log.read_bytes())), take)
     for event in read_streams(path):
-        assert not isinstance(event, CaptureProblem | StreamConflict), event
+        assert not isinstance(event, CaptureProblem), event
+        conflicts -= isinstance(event, StreamConflict)
         attacker.feed(event)
+    assert not conflicts
     return attacker.finish(), found
 
 
@@ -375,6 +379,30 @@ def test_beginnings_and_ends_out_of_place_hide_nothing(
     (result,), found = ours(path, session.key_log)
     assert found == {C2S: REQUEST, S2C: ANSWER}
     assert tshark(path, session.key_log) == {REQUEST, ANSWER}
+    assert (result.opened, result.reason) == (True, "")
+
+
+@pytest.mark.parametrize(("direction", "name"), [(C2S, "client"), (S2C, "server")])
+def test_two_versions_of_a_byte_are_named_where_they_keep_a_session_closed(
+    tmp_path: Path, session: Session, direction: Direction, name: str
+) -> None:
+    packets = in_order(session, 4)
+    sent = b"".join(data for each, data in session.turns if each is direction)
+    true = next(packet for packet in packets if len(packet) == 1240 and packet[40:] in sent)
+    forged_copy = true[:-100] + bytes([true[-100] ^ 1]) + true[-99:]
+    place = packets.index(true)
+
+    ahead = [*packets[:place], forged_copy, *packets[place:]]
+    (result,), found = ours(pcapng(tmp_path / "ahead", 101, ahead), session.key_log, conflicts=1)
+    assert found[direction] != {C2S: REQUEST, S2C: ANSWER}[direction]
+    offset = sent.index(true[40:]) + 1100
+    versions = f"; the capture holds two versions of byte {offset} of the {name}'s stream"
+    assert result.reason.endswith(versions)
+
+    # Behind the true bytes it keeps nothing closed, and there is nothing to explain.
+    behind = [*packets[: place + 1], forged_copy, *packets[place + 1 :]]
+    (result,), found = ours(pcapng(tmp_path / "behind", 101, behind), session.key_log, conflicts=1)
+    assert found == {C2S: REQUEST, S2C: ANSWER}
     assert (result.opened, result.reason) == (True, "")
 
 
