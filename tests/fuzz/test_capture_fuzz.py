@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tcp_segments import parse_tcp
 
 from interop.capture.files import CaptureProblem, read_streams
+from interop.capture.fragments import FragmentBuffer
 from interop.capture.items import DamagedBlock, DecryptionSecrets, Packet
-from interop.capture.packets import SUPPORTED_LINK_TYPES, FragmentBuffer, TCPSegment
+from interop.capture.packets import SUPPORTED_LINK_TYPES, TCPSegment
 from interop.capture.pcapng import CaptureReader
 from interop.capture.reassembly import Reassembler
 from interop.capture.streams import Direction, Endpoint, StreamClosed, StreamOpened

@@ -1,10 +1,10 @@
 """One TLS session in every shape in which a capture can hold it, decrypted by us and by tshark.
 
-Python's own `ssl` makes the session, in memory. Its bytes are put into packets of every link type
-and both IP versions, whole, in fragments, behind extension headers, out of order, repeated, in
-overlapping segments, and among beginnings and ends that are forged or out of place. From each
-capture the attacker recovers exactly what was sent, and so does tshark, which shares no code with
-either.
+Python's own `ssl` makes the session, in memory. Its bytes are put into packets of every link type,
+both IP versions and every tunnel, whole, in fragments, behind extension headers, out of order,
+repeated, in overlapping segments, and among beginnings and ends that are forged or out of place.
+From each capture the attacker recovers exactly what was sent, and so does tshark, which shares no
+code with either.
 """
 
 from __future__ import annotations
@@ -257,6 +257,57 @@ LINKS: dict[str, tuple[int, Callable[[bytes], bytes]]] = {
     "NULL of FreeBSD": (0, lambda p: family(p, 28, "<") + p),
     "LOOP": (108, lambda p: family(p, 24, ">") + p),
 }
+
+
+# Tunnels: from IP packets to frames of Ethernet
+
+
+def ip4(packet: bytes, protocol: int) -> bytes:
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(packet), 0, 0, 64, protocol, 0)
+    return head + bytes([192, 0, 2, 8, 192, 0, 2, 9]) + packet
+
+
+def ip6(packet: bytes, protocol: int) -> bytes:
+    ends = b"\x20\x01\x0d\xb8" + bytes(11) + b"\x08", b"\x20\x01\x0d\xb8" + bytes(11) + b"\x09"
+    return struct.pack("!IHBB", 6 << 28, len(packet), protocol, 64) + b"".join(ends) + packet
+
+
+def frame(packet: bytes) -> bytes:
+    return bytes(12) + kind(packet) + packet
+
+
+def in_ip(packet: bytes) -> int:
+    """The number of the protocol that an IP packet within one is."""
+    return 4 if packet[0] >> 4 == 4 else 41
+
+
+def vxlan(packet: bytes, port: int = 4789) -> bytes:
+    inner = frame(packet)
+    head = struct.pack("!HHHH", 40_000, port, 16 + len(inner), 0)
+    return head + b"\x08\0\0\0\0\0\x07\0" + inner
+
+
+def pppoe(packet: bytes) -> bytes:
+    protocol = 0x21 if packet[0] >> 4 == 4 else 0x57
+    head = b"\x88\x64\x11\0" + struct.pack("!HHH", 1, 2 + len(packet), protocol)
+    return bytes(12) + head + packet
+
+
+TUNNELS: dict[str, Callable[[bytes], bytes]] = {
+    "IP in IPv4": lambda p: frame(ip4(p, in_ip(p))),
+    "IP in IPv6": lambda p: frame(ip6(p, in_ip(p))),
+    "GRE": lambda p: frame(ip4(b"\0\0" + kind(p) + p, 47)),
+    "GRE with a key and a number": lambda p: frame(ip6(b"\x30\0" + kind(p) + bytes(8) + p, 47)),
+    "a frame in GRE": lambda p: frame(ip4(b"\x20\0\x65\x58" + bytes(4) + frame(p), 47)),
+    "VXLAN": lambda p: frame(ip4(vxlan(p), 17)),
+    "VXLAN over IPv6": lambda p: frame(ip6(vxlan(p), 17)),
+    "MPLS": lambda p: bytes(12) + b"\x88\x47" + b"\0\x06\x41\x40" + p,
+    "MPLS of two labels": (lambda p: bytes(12) + b"\x88\x47\0\0\0\x40\0\x06\x41\x40" + p),
+    "MPLS in GRE": lambda p: frame(ip4(b"\0\0\x88\x47\0\x06\x41\x40" + p, 47)),
+    "PPPoE": pppoe,
+    "PPPoE in a VLAN": lambda p: bytes(12) + b"\x81\0\0\5" + pppoe(p)[12:],
+    "IP in VXLAN": lambda p: frame(ip4(vxlan(ip4(p, in_ip(p))), 17)),
+}
 SHAPES = [in_order, shuffled, overlapping, fragmented]
 ENDS_OUT_OF_PLACE = [reset_ahead, finished_ahead, reset_in_flight, before_its_syn]
 
@@ -342,6 +393,40 @@ def test_every_link_type(
     assert found == {C2S: REQUEST, S2C: ANSWER}
     assert tshark(path, session.key_log) == {REQUEST, ANSWER}
     assert (result.opened, result.reason) == (True, "")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("tunnel", TUNNELS)
+def test_every_tunnel(
+    tmp_path: Path,
+    session: Session,
+    tshark: Callable[[Path, Path], set[bytes]],
+    tunnel: str,
+    version: int,
+) -> None:
+    frames = [TUNNELS[tunnel](packet) for packet in in_order(session, version)]
+    path = pcapng(tmp_path / "capture", 1, frames)
+    (result,), found = ours(path, session.key_log)
+    assert found == {C2S: REQUEST, S2C: ANSWER}
+    assert tshark(path, session.key_log) == {REQUEST, ANSWER}
+    assert (result.opened, result.reason) == (True, "")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_tunnel_whose_packets_are_in_fragments(
+    tmp_path: Path,
+    session: Session,
+    tshark: Callable[[Path, Path], set[bytes]],
+    version: int,
+) -> None:
+    frames = []
+    for number, packet in enumerate(in_order(session, version)):
+        carriers = [ip4(packet, in_ip(packet)), ip4(vxlan(packet), 17)]
+        frames += [frame(each) for each in fragments_4(carriers[number % 2], number)]
+    path = pcapng(tmp_path / "capture", 1, frames)
+    _, found = ours(path, session.key_log)
+    assert found == {C2S: REQUEST, S2C: ANSWER}
+    assert tshark(path, session.key_log) == {REQUEST, ANSWER}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from interop.capture.items import Interface, PacketBatch
 from interop.capture.packets import (
     FLAG_ACK,
     FLAG_SYN,
-    FragmentBuffer,
     TCPSegment,
     parse_tcp_batch,
 )
@@ -30,6 +29,7 @@ from interop.capture.streams import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from interop.capture.fragments import FragmentBuffer
     from interop.errors import DissectError
 
 C2S, S2C = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
