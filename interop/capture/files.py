@@ -16,19 +16,22 @@ import os
 import shutil
 import tempfile
 import zlib
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from interop.capture.items import MAXIMUM_BLOCK_BYTES
-from interop.capture.packets import FragmentBuffer, parse_tcp_batch
-from interop.capture.pcapng import (
-    CaptureReader,
+from interop.capture.encapsulation import NotRead
+from interop.capture.fragments import FragmentBuffer
+from interop.capture.items import (
+    MAXIMUM_BLOCK_BYTES,
     DamagedBlock,
     DecryptionSecrets,
     NotACapture,
     PacketBatch,
 )
+from interop.capture.packets import parse_tcp_batch
+from interop.capture.pcapng import CaptureReader
 from interop.capture.reassembly import Reassembler
 from interop.capture.streams import StreamEvent
 from interop.capture.writer import PcapngWriter
@@ -68,8 +71,8 @@ def read_streams(
 
     The file is opened when iteration begins; then `InputError` is raised for one that cannot be
     opened, is empty, or is not a capture. Damage further on is yielded as `CaptureProblem`, the
-    first 20 packets one by one and the others as a count. `reassembler` brings other bounds than
-    the usual ones.
+    first 20 packets one by one and the others as a count; packets in tunnels that are not read, as
+    a count alone. `reassembler` brings other bounds than the usual ones.
     """
     reading = _Reading(reassembler or Reassembler())
     with _open_capture(Path(path)) as file:
@@ -92,6 +95,7 @@ class _Reading:
         self._fragments = FragmentBuffer()
         self._packet_number = 0
         self._damaged_packets = 0
+        self._packets_not_read = Counter[str]()  # by what they are encapsulated in
         self._broken_off = False
 
     def feed(self, chunk: bytes | CaptureProblem) -> list[CaptureEvent]:
@@ -148,6 +152,11 @@ class _Reading:
         if self._damaged_packets > _PROBLEMS_NAMED:
             more = self._damaged_packets - _PROBLEMS_NAMED
             events.append(CaptureProblem(None, f"{more} more packets could not be used"))
+        if self._packets_not_read:
+            counts = sorted(self._packets_not_read.items())
+            names = ", ".join(f"{name} ({count})" for name, count in counts)
+            message = f"packets in encapsulations that are not read were passed over: {names}"
+            events.append(CaptureProblem(None, message))
         ignored = self._reassembler.ignored_segments
         if ignored:
             message = f"{ignored} segments have sequence numbers of no stream and were not used"
@@ -156,6 +165,9 @@ class _Reading:
         return events
 
     def _report(self, number: int, error: DissectError, events: list[CaptureEvent]) -> None:
+        if isinstance(error, NotRead):
+            self._packets_not_read[error.message] += 1
+            return
         self._damaged_packets += 1
         if self._damaged_packets <= _PROBLEMS_NAMED:
             events.append(CaptureProblem(number, str(error)))

@@ -46,41 +46,23 @@ from interop.capture.blocks import (
     SIMPLE_PACKET,
 )
 from interop.capture.items import (
-    LINK_TYPE_RAW,
     MAXIMUM_BLOCK_BYTES,
-    SECRETS_TYPE_TLS_KEY_LOG,
-    CaptureBatch,
-    CaptureItem,
     DamagedBlock,
     DecryptionSecrets,
-    Frame,
     Interface,
     NotACapture,
-    Packet,
     PacketBatch,
 )
-from interop.capture.writer import PcapngWriter
 from interop.errors import DissectError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from interop.capture.items import CaptureBatch, CaptureItem, Frame
+
     _Unpack: TypeAlias = Callable[[memoryview, int], tuple[int, ...]]
 
-__all__ = [
-    "LINK_TYPE_RAW",
-    "MAXIMUM_BLOCK_BYTES",
-    "SECRETS_TYPE_TLS_KEY_LOG",
-    "CaptureBatch",
-    "CaptureItem",
-    "CaptureReader",
-    "DamagedBlock",
-    "DecryptionSecrets",
-    "NotACapture",
-    "Packet",
-    "PacketBatch",
-    "PcapngWriter",
-]
+__all__ = ["CaptureReader"]
 
 _MAXIMUM_INTERFACES: Final = 65_536
 _NANOSECONDS: Final = 1_000_000_000

@@ -2,7 +2,7 @@
 
 Theory of operation
 -------------------
-A connection is two `_Half` objects, one per direction, found by the segment's `flow`. A half
+A connection is two `Half` objects, one per direction, found by the segment's `flow`. A half
 knows the sequence number it expects next. The usual segment has exactly that number, no SYN, FIN
 or RST, and nothing is waiting: it continues the present run, or begins one. Everything else goes
 through `_take_unusual`.
@@ -31,7 +31,12 @@ find it is the other way round. Such a half begins at its first payload. A segme
 payload opens nothing: stray acknowledgements after a close must not look like connections. A SYN
 with a new sequence number on a known flow is a new connection.
 
-*Ends.* A half closes at its FIN, once everything before it was delivered; a RST closes both.
+*Ends.* A half closes at its FIN, once everything before it was delivered; a later FIN where the
+stream is replaces one that it never reached. A RST counts at exactly the number that its receiver
+expects (RFC 5961, section 3.2). Even that is a mark and no stop, since the other side's bytes in
+flight are captured after it: both halves stay readable until their ports are used again, the
+capture ends, or `_RESET_CONNECTIONS` others were reset after the last of their bytes.
+
 Each half of each connection gets exactly one `StreamClosed`, whatever happened; then the
 connection is forgotten. What is left of it is its flow in `_lingering`, the counterpart of
 TIME-WAIT: retransmissions after the end must not open it again.
@@ -58,100 +63,36 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
 from operator import itemgetter
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
+from interop.capture.half import SEQUENCE_MASK, UNKNOWN, Half, Piece, first_difference
 from interop.capture.packets import FLAG_ACK, FLAG_FIN, FLAG_RST, FLAG_SYN, TCPSegment
 from interop.capture.streams import (
     CloseReason,
     Connection,
-    Direction,
     Endpoint,
     StreamClosed,
     StreamConflict,
     StreamData,
-    StreamEvent,
     StreamGap,
     StreamOpened,
 )
+from interop.direction import Direction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from interop.capture.packets import NumberedSegment
+    from interop.capture.streams import StreamEvent
 
-__all__ = [
-    "CloseReason",
-    "Connection",
-    "Direction",
-    "Endpoint",
-    "Reassembler",
-    "StreamClosed",
-    "StreamConflict",
-    "StreamData",
-    "StreamEvent",
-    "StreamGap",
-    "StreamOpened",
-]
+__all__ = ["Reassembler"]
 
 _MIB: Final = 1024 * 1024
-_SEQUENCE_MASK: Final = 0xFFFFFFFF
 _LARGEST_WINDOW_BYTES: Final = 1 << 30
 _PIECE_OVERHEAD_BYTES: Final = 200  # what a buffered piece costs beside its bytes
-_LINGERING_FLOWS: Final = 8192
+_LINGERING_FLOWS: Final = 5120
+_RESET_CONNECTIONS: Final = 256
 _UNUSUAL_FLAGS: Final = FLAG_SYN | FLAG_FIN | FLAG_RST
-_UNKNOWN: Final = -1  # never equal to a sequence number
-
-
-class _Piece(NamedTuple):
-    """Bytes that wait for those before them; no data where the capture had cut them off."""
-
-    start: int
-    end: int
-    data: bytes | None
-
-
-class _Half:
-    """One direction of an open connection."""
-
-    __slots__ = (
-        "closed",
-        "connection",
-        "direction",
-        "fin_offset",
-        "flow",
-        "history",
-        "initial_sequence",
-        "mark",
-        "next_sequence",
-        "offset",
-        "other",
-        "pieces",
-        "waiting_bytes",
-    )
-
-    other: _Half
-
-    def __init__(self, flow: bytes, connection: Connection, direction: Direction) -> None:
-        self.flow = flow
-        self.connection = connection
-        self.direction = direction
-        self.initial_sequence = _UNKNOWN  # of the SYN
-        self.next_sequence = _UNKNOWN
-        self.offset = 0  # of the byte at next_sequence
-        self.fin_offset: int | None = None
-        self.closed = False
-        self.mark = 0  # `offset` when eviction last passed over the connection
-        self.pieces: list[_Piece] = []  # by start, without overlaps
-        self.waiting_bytes = 0  # what the pieces cost
-        self.history: list[tuple[int, memoryview]] = []  # recent payloads by offset
-
-    def expects(self, sequence: int) -> bool:
-        """Say whether payload at `sequence` can be passed on at once, with no consequences."""
-        return sequence == self.next_sequence and not self.pieces and self.fin_offset is None
-
-    def advance(self, size: int) -> None:
-        self.offset += size
-        self.next_sequence = (self.next_sequence + size) & _SEQUENCE_MASK
 
 
 class Reassembler:
@@ -176,15 +117,17 @@ class Reassembler:
         self._maximum_connections = maximum_connections
         self._history_bytes = history_bytes
         # Ordered dictionaries, since the oldest keys of plain ones take ever longer to find.
-        self._halves: dict[bytes, _Half] = {}
+        self._halves: dict[bytes, Half] = {}
         # The client's halves, oldest first.
-        self._connections: OrderedDict[Connection, _Half] = OrderedDict()
+        self._connections: OrderedDict[Connection, Half] = OrderedDict()
         self._connection_count = 0
+        # Of these the ones that were reset, the longest ago first.
+        self._reset: OrderedDict[Connection, Half] = OrderedDict()
         self._lingering: OrderedDict[bytes, None] = OrderedDict()
         # Halves with a hole, the longest-waiting first.
-        self._waiting: OrderedDict[_Half, None] = OrderedDict()
+        self._waiting: OrderedDict[Half, None] = OrderedDict()
         self._waiting_bytes = 0
-        self._remembered: deque[tuple[int, _Half]] = deque()
+        self._remembered: deque[tuple[int, Half]] = deque()
         self._remembered_bytes = 0
 
     def feed(self, segment: TCPSegment, timestamp_ns: int) -> list[StreamEvent]:
@@ -201,8 +144,8 @@ class Reassembler:
         events: list[StreamEvent] = []
         find_half = self._halves.get
         run: list[memoryview] = []
-        run_half: _Half | None = None
-        run_flow, next_sequence = b"", _UNKNOWN  # what a segment that continues the run has
+        run_half: Half | None = None
+        run_flow, next_sequence = b"", UNKNOWN  # what a segment that continues the run has
         for number, flow, sequence, flags, payload, truncated_bytes in segments:
             unusual = flags & _UNUSUAL_FLAGS or truncated_bytes
             if sequence != next_sequence or flow != run_flow or unusual:
@@ -214,14 +157,14 @@ class Reassembler:
                     continue  # an acknowledgement from the other side leaves a run whole
                 if run_half is not None:
                     self._deliver(run_half, b"".join(run), events)
-                    run_half, run_flow, next_sequence = None, b"", _UNKNOWN
+                    run_half, run_flow, next_sequence = None, b"", UNKNOWN
                 if unusual:
                     segment = TCPSegment(flow, sequence, flags, payload, truncated_bytes)
                     self._take_unusual(half, segment, timestamp_ns(number), events)
                     continue
                 run, run_half, run_flow = [], half, flow
             run.append(payload)
-            next_sequence = (sequence + len(payload)) & _SEQUENCE_MASK
+            next_sequence = (sequence + len(payload)) & SEQUENCE_MASK
         if run_half is not None:
             self._deliver(run_half, b"".join(run), events)
         return events
@@ -237,7 +180,7 @@ class Reassembler:
 
     def _take_unusual(
         self,
-        half: _Half | None,
+        half: Half | None,
         segment: TCPSegment,
         timestamp_ns: int,
         events: list[StreamEvent],
@@ -245,11 +188,11 @@ class Reassembler:
         flow, sequence, flags, payload, truncated_bytes = segment
         syn = flags & FLAG_SYN
         if half is not None and syn and half.initial_sequence != sequence:
-            if half.next_sequence != _UNKNOWN or half.closed:
+            if half.may_begin_after(sequence):
+                half.initial_sequence = sequence
+            else:
                 self._close_connection(half, CloseReason.REPLACED, events)
                 half = None
-            else:
-                half.initial_sequence = sequence
         if half is None:
             if not syn and (
                 flags & FLAG_RST or not (payload or truncated_bytes) or flow in self._lingering
@@ -257,22 +200,22 @@ class Reassembler:
                 return
             half = self._open(segment, timestamp_ns, events)
         if flags & FLAG_RST:
-            self._reset(half, sequence, events)
+            self._note_reset(half, sequence, events)
             return
         if half.closed:
             return
         if syn:
-            sequence = (sequence + 1) & _SEQUENCE_MASK
-        if half.next_sequence == _UNKNOWN:
+            sequence = (sequence + 1) & SEQUENCE_MASK
+        if half.next_sequence == UNKNOWN:
             if not (syn or payload or truncated_bytes or flags & FLAG_FIN):
                 return
             half.next_sequence = sequence
         self._place(half, sequence, segment, events)
 
-    def _open(self, segment: TCPSegment, timestamp_ns: int, events: list[StreamEvent]) -> _Half:
+    def _open(self, segment: TCPSegment, timestamp_ns: int, events: list[StreamEvent]) -> Half:
         """Open a connection and return the half that `segment` belongs to."""
         if len(self._connections) >= self._maximum_connections:
-            self._evict(events)
+            self._evict(self._connections, events)
         source = Endpoint(segment.source, segment.source_port)
         destination = Endpoint(segment.destination, segment.destination_port)
         syn = bool(segment.flags & FLAG_SYN)
@@ -283,8 +226,8 @@ class Reassembler:
         connection = Connection(self._connection_count, client, server, timestamp_ns, syn)
         self._connection_count += 1
         direction = Direction.CLIENT_TO_SERVER if from_client else Direction.SERVER_TO_CLIENT
-        half = _Half(segment.flow, connection, direction)
-        half.other = _Half(_reverse(segment.flow), connection, direction.opposite)
+        half = Half(segment.flow, connection, direction)
+        half.other = Half(_reverse(segment.flow), connection, direction.opposite)
         half.other.other = half
         if syn:
             half.initial_sequence = segment.sequence
@@ -295,26 +238,22 @@ class Reassembler:
         events.append(StreamOpened(connection))
         return half
 
-    def _evict(self, events: list[StreamEvent]) -> None:
-        while True:
-            connection, half = next(iter(self._connections.items()))
-            active = half.mark != half.offset or half.other.mark != half.other.offset
-            if not active:
-                self._close_connection(half, CloseReason.EVICTED, events)
-                return
-            half.mark, half.other.mark = half.offset, half.other.offset
-            self._connections.move_to_end(connection)
+    def _evict(self, kept: OrderedDict[Connection, Half], events: list[StreamEvent]) -> None:
+        """Close the oldest of the connections kept that delivered nothing since it was marked."""
+        connection, half = next(iter(kept.items()))
+        while half.mark_connection():
+            kept.move_to_end(connection)
+            connection, half = next(iter(kept.items()))
+        self._close_connection(half, CloseReason.EVICTED, events)
 
     # Placing payload
 
     def _place(
-        self, half: _Half, sequence: int, segment: TCPSegment, events: list[StreamEvent]
+        self, half: Half, sequence: int, segment: TCPSegment, events: list[StreamEvent]
     ) -> None:
         """Put the segment's payload, which begins at `sequence`, where it belongs."""
         payload, truncated_bytes = segment.payload, segment.truncated_bytes
-        distance = (sequence - half.next_sequence) & _SEQUENCE_MASK
-        if distance > _SEQUENCE_MASK >> 1:
-            distance -= _SEQUENCE_MASK + 1
+        distance = half.distance(sequence)
         if abs(distance) > _LARGEST_WINDOW_BYTES:
             self.ignored_segments += 1
             return
@@ -322,12 +261,16 @@ class Reassembler:
         end = start + len(payload)
         beyond = end + truncated_bytes
         # A FIN before what was passed on already is an old one, or forged: receivers ignore it.
-        if segment.flags & FLAG_FIN and half.fin_offset is None and beyond >= half.offset:
+        # One that is next replaces a forged one ahead.
+        replaces = half.fin_offset is None or start <= half.offset
+        if segment.flags & FLAG_FIN and beyond >= half.offset and replaces:
             half.fin_offset = beyond
         if distance < 0:
             old = payload[:-distance]
             if not (distance == -1 and len(payload) <= 1):  # else it is a keep-alive
-                self._compare_history(half, start, old, events)
+                conflict = half.conflict(start, old)
+                if conflict is not None:
+                    events.append(StreamConflict(half.connection, half.direction, conflict))
             payload = payload[len(old) :]
             start, end = half.offset, max(half.offset, end)
             truncated_bytes = max(0, beyond - end)
@@ -339,27 +282,27 @@ class Reassembler:
         else:
             self._insert(half, start, payload, events)
             if truncated_bytes:
-                self._insert_piece(half, _Piece(end, beyond, None))
+                self._insert_piece(half, Piece(end, beyond, None))
             self._drain(half, events)
             self._enforce_bounds(half, events)
         self._close_at_fin(half, events)
 
-    def _deliver(self, half: _Half, data: bytes, events: list[StreamEvent]) -> None:
+    def _deliver(self, half: Half, data: bytes, events: list[StreamEvent]) -> None:
         view = memoryview(data)
         self._remember(half, view)
         half.advance(len(view))
         events.append(StreamData(half.connection, half.direction, view))
 
-    def _skip(self, half: _Half, missing_bytes: int, events: list[StreamEvent]) -> None:
+    def _skip(self, half: Half, missing_bytes: int, events: list[StreamEvent]) -> None:
         half.advance(missing_bytes)
         events.append(StreamGap(half.connection, half.direction, missing_bytes))
 
     def _insert(
-        self, half: _Half, start: int, payload: memoryview, events: list[StreamEvent]
+        self, half: Half, start: int, payload: memoryview, events: list[StreamEvent]
     ) -> None:
         """Buffer the parts of `payload` that no waiting piece covers; compare the others."""
         end = start + len(payload)
-        position, conflict = start, _UNKNOWN
+        position, conflict = start, UNKNOWN
         index = bisect_right(half.pieces, start, key=itemgetter(0))
         if index and half.pieces[index - 1].end > start:
             index -= 1
@@ -368,20 +311,20 @@ class Reassembler:
             if piece.start > position:
                 parts.append((position, piece.start))
             low, high = max(position, piece.start), min(end, piece.end)
-            if piece.data is not None and conflict == _UNKNOWN:
+            if piece.data is not None and conflict == UNKNOWN:
                 ours = piece.data[low - piece.start : high - piece.start]
-                difference = _first_difference(ours, bytes(payload[low - start : high - start]))
-                conflict = _UNKNOWN if difference is None else low + difference
+                difference = first_difference(ours, bytes(payload[low - start : high - start]))
+                conflict = UNKNOWN if difference is None else low + difference
             position = high
         if position < end:
             parts.append((position, end))
         for low, high in parts:
             data = bytes(payload[low - start : high - start])
-            self._insert_piece(half, _Piece(low, high, data))
-        if conflict != _UNKNOWN:
+            self._insert_piece(half, Piece(low, high, data))
+        if conflict != UNKNOWN:
             events.append(StreamConflict(half.connection, half.direction, conflict))
 
-    def _insert_piece(self, half: _Half, piece: _Piece) -> None:
+    def _insert_piece(self, half: Half, piece: Piece) -> None:
         """Insert a piece unless others cover its beginning; cut it where the next one begins."""
         index = bisect_right(half.pieces, piece.start, key=itemgetter(0))
         if index and half.pieces[index - 1].end > piece.start:
@@ -391,7 +334,7 @@ class Reassembler:
         half.pieces.insert(index, piece)
         self._charge(half, len(piece.data or b"") + _PIECE_OVERHEAD_BYTES)
 
-    def _charge(self, half: _Half, cost: int) -> None:
+    def _charge(self, half: Half, cost: int) -> None:
         """Account for waiting bytes that came (or, negative, went)."""
         half.waiting_bytes += cost
         self._waiting_bytes += cost
@@ -400,7 +343,7 @@ class Reassembler:
         else:
             self._waiting.pop(half, None)
 
-    def _drain(self, half: _Half, events: list[StreamEvent]) -> None:
+    def _drain(self, half: Half, events: list[StreamEvent]) -> None:
         """Pass on the waiting pieces that nothing is missing before."""
         count = cost = 0
         for piece in half.pieces:
@@ -416,11 +359,11 @@ class Reassembler:
             del half.pieces[:count]
             self._charge(half, -cost)
 
-    def _give_up_hole(self, half: _Half, events: list[StreamEvent]) -> None:
+    def _give_up_hole(self, half: Half, events: list[StreamEvent]) -> None:
         self._skip(half, half.pieces[0].start - half.offset, events)
         self._drain(half, events)
 
-    def _enforce_bounds(self, half: _Half, events: list[StreamEvent]) -> None:
+    def _enforce_bounds(self, half: Half, events: list[StreamEvent]) -> None:
         while half.waiting_bytes > self._direction_bytes:
             self._give_up_hole(half, events)
         while self._waiting_bytes > self._total_bytes:
@@ -430,25 +373,33 @@ class Reassembler:
 
     # Ends
 
-    def _close_at_fin(self, half: _Half, events: list[StreamEvent]) -> None:
+    def _close_at_fin(self, half: Half, events: list[StreamEvent]) -> None:
         if half.closed or half.fin_offset is None or half.offset < half.fin_offset:
             return
         self._close_half(half, CloseReason.FIN, events)
         if half.other.closed:
             self._forget(half)
 
-    def _reset(self, half: _Half, sequence: int, events: list[StreamEvent]) -> None:
-        """Close the connection, if the RST is one that its receiver can have believed."""
-        distance = (sequence - half.next_sequence + _LARGEST_WINDOW_BYTES) & _SEQUENCE_MASK
+    def _note_reset(self, half: Half, sequence: int, events: list[StreamEvent]) -> None:
+        """Note that the connection was reset, if the RST is one that its receiver believed."""
         # A refused SYN is answered with a RST of a half that never began, and a closed half
         # no longer tracks its sequence numbers.
-        begun = half.next_sequence != _UNKNOWN and not half.closed
-        if begun and distance > 2 * _LARGEST_WINDOW_BYTES:
-            self.ignored_segments += 1
-            return
-        self._close_connection(half, CloseReason.RST, events)
+        if half.next_sequence != UNKNOWN:
+            distance = half.distance(sequence)
+            self.ignored_segments += abs(distance) > _LARGEST_WINDOW_BYTES
+            # Before a hole the receiver may have had what was not captured.
+            waiting = half.pieces[-1].end - half.offset if half.pieces else 0
+            if distance not in {0, waiting}:
+                return
+        if half.connection not in self._reset:
+            half.mark_connection()
+            self._reset[half.connection] = half
+        if len(self._reset) > _RESET_CONNECTIONS:
+            self._evict(self._reset, events)
 
-    def _close_connection(self, half: _Half, how: CloseReason, events: list[StreamEvent]) -> None:
+    def _close_connection(self, half: Half, how: CloseReason, events: list[StreamEvent]) -> None:
+        if half.connection in self._reset:
+            how = CloseReason.RST
         first = half if half.direction is Direction.CLIENT_TO_SERVER else half.other
         for each in (first, first.other):
             if each.closed:
@@ -463,17 +414,18 @@ class Reassembler:
             self._close_half(each, reason, events)
         self._forget(half)
 
-    def _close_half(self, half: _Half, how: CloseReason, events: list[StreamEvent]) -> None:
+    def _close_half(self, half: Half, how: CloseReason, events: list[StreamEvent]) -> None:
         half.closed = True
-        half.next_sequence = _UNKNOWN
+        half.next_sequence = UNKNOWN
         half.pieces = []
         half.history = []
         self._charge(half, -half.waiting_bytes)
         events.append(StreamClosed(half.connection, half.direction, how))
 
-    def _forget(self, half: _Half) -> None:
+    def _forget(self, half: Half) -> None:
         other = half.other
         self._connections.pop(half.connection, None)
+        self._reset.pop(half.connection, None)
         for each in (half, other):
             self._halves.pop(each.flow, None)
             self._lingering[each.flow] = None
@@ -484,7 +436,7 @@ class Reassembler:
 
     # Remembered bytes
 
-    def _remember(self, half: _Half, data: memoryview) -> None:
+    def _remember(self, half: Half, data: memoryview) -> None:
         """Keep what is passed on at the half's offset, and forget what was kept longest."""
         half.history.append((half.offset, data))
         cost = len(data) + _PIECE_OVERHEAD_BYTES
@@ -495,35 +447,7 @@ class Reassembler:
             self._remembered_bytes -= cost
             del oldest.history[:1]  # none where it has closed since
 
-    def _compare_history(
-        self, half: _Half, start: int, old: memoryview, events: list[StreamEvent]
-    ) -> None:
-        """Compare a retransmission that begins at offset `start` with what was passed on."""
-        end = start + len(old)
-        index = max(0, bisect_right(half.history, start, key=itemgetter(0)) - 1)
-        for offset, payload in half.history[index:]:
-            if offset >= end:
-                break
-            low, high = max(start, offset), min(end, offset + len(payload))
-            if low >= high:
-                continue
-            ours = bytes(payload[low - offset : high - offset])
-            difference = _first_difference(ours, bytes(old[low - start : high - start]))
-            if difference is not None:
-                position = low + difference
-                events.append(StreamConflict(half.connection, half.direction, position))
-                return
-
 
 def _reverse(flow: bytes) -> bytes:
     middle = len(flow) // 2 - 2
     return flow[middle:-4] + flow[:middle] + flow[-2:] + flow[-4:-2]
-
-
-def _first_difference(one: bytes, other: bytes) -> int | None:
-    """Return the index of the first byte in which two strings of one length differ."""
-    if one == other:
-        return None
-    return next(
-        index for index, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1]
-    )

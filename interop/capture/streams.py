@@ -44,7 +44,7 @@ class Endpoint(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Connection:
-    """A TCP connection; `index` counts from 0 in order of appearance.
+    """A TCP connection; `index` counts from 0 in order of appearance, by SYN or payload.
 
     `client_known` is False where neither SYN nor SYN-ACK was captured, so that client and server
     may be the wrong way round.

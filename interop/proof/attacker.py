@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
-from interop.capture.streams import StreamClosed, StreamData, StreamGap
+from interop.capture.streams import StreamClosed, StreamConflict, StreamData, StreamGap
 from interop.direction import Direction
 from interop.wire.learned import LearnedSecrets
 from interop.wire.material import KeyMaterial
@@ -52,11 +52,12 @@ def discard(_stream: int, _direction: Direction, _data: bytes | bytearray) -> No
 class SessionResult(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one TLS session.
 
-    `stream` numbers the TCP connections of the capture from 0, as Wireshark's ``tcp.stream`` does.
+    `stream` numbers the TCP connections of the capture from 0. Wireshark's ``tcp.stream`` counts
+    some more, a stray acknowledgement's say; compare addresses and ports.
     `client_bytes` and `server_bytes` are octets of application data recovered from each side;
     `encrypted_bytes`, octets of application records on the wire, opened or not. `forward_secret`
-    is None where the recording does not tell. `reason` says why records stayed closed; it is empty
-    where none did.
+    is None where the recording does not tell. `reason` says why records stayed closed, and of which
+    byte, counted from 0, the capture holds two versions; it is empty where none stayed closed.
     """
 
     stream: int
@@ -123,6 +124,9 @@ class Attacker:
             case StreamGap(connection=connection, direction=direction):
                 target = self._targets.get(connection) or self._open(connection)
                 target.gap(direction)
+            case StreamConflict(connection=connection, direction=direction, offset=offset):
+                target = self._targets.get(connection) or self._open(connection)
+                target.conflict(direction, offset)
             case StreamClosed(connection=connection) if connection in self._targets:
                 if self._targets[connection].close():
                     self._settle(connection)
@@ -161,7 +165,15 @@ class Attacker:
 class _Target:
     """One connection under attack."""
 
-    __slots__ = ("_connection", "_open_directions", "_oriented", "_sink", "_swapped", "session")
+    __slots__ = (
+        "_conflict",
+        "_connection",
+        "_open_directions",
+        "_oriented",
+        "_sink",
+        "_swapped",
+        "session",
+    )
 
     def __init__(self, connection: Connection, session: TLSSession, sink: PlaintextSink) -> None:
         self._connection = connection
@@ -170,6 +182,7 @@ class _Target:
         self._oriented = connection.client_known
         self._swapped = False
         self._open_directions = 2
+        self._conflict: tuple[Direction, int] | None = None  # the first one
 
     def feed(self, direction: Direction, data: memoryview) -> None:
         """Take bytes of one direction."""
@@ -180,6 +193,11 @@ class _Target:
     def gap(self, direction: Direction) -> None:
         """Note that bytes of one direction are not in the capture."""
         self._deliver(self.session.gap(self._true(direction)))
+
+    def conflict(self, direction: Direction, offset: int) -> None:
+        """Note that the capture holds two versions of a byte of one direction."""
+        if self._conflict is None:
+            self._conflict = direction, offset
 
     def close(self) -> bool:
         """Note that one direction ended; say whether both have."""
@@ -211,7 +229,21 @@ class _Target:
             client_bytes=session.plaintext_bytes[Direction.CLIENT_TO_SERVER],
             server_bytes=session.plaintext_bytes[Direction.SERVER_TO_CLIENT],
             encrypted_bytes=sum(session.encrypted_application_bytes.values()),
-            reason="" if session.undecryptable is None else session.undecryptable.reason,
+            reason=self._reason(),
+        )
+
+    def _reason(self) -> str:
+        """Say why records stayed closed; that the first of two versions counted may explain it."""
+        undecryptable = self.session.undecryptable
+        if undecryptable is None:
+            return ""
+        if self._conflict is None:
+            return undecryptable.reason
+        direction, offset = self._conflict
+        side = "client" if self._true(direction) is Direction.CLIENT_TO_SERVER else "server"
+        return (
+            f"{undecryptable.reason}; the capture holds two versions of byte {offset} of the "
+            f"{side}'s stream"
         )
 
     def _orient(self, direction: Direction, data: memoryview) -> None:

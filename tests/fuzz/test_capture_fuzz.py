@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tcp_segments import parse_tcp
 
 from interop.capture.files import CaptureProblem, read_streams
-from interop.capture.packets import SUPPORTED_LINK_TYPES, FragmentBuffer, TCPSegment, parse_tcp
-from interop.capture.pcapng import (
-    CaptureReader,
-    DamagedBlock,
-    DecryptionSecrets,
-    Packet,
-    PcapngWriter,
-)
+from interop.capture.fragments import FragmentBuffer
+from interop.capture.items import DamagedBlock, DecryptionSecrets, Packet
+from interop.capture.packets import SUPPORTED_LINK_TYPES, TCPSegment
+from interop.capture.pcapng import CaptureReader
 from interop.capture.reassembly import Reassembler
 from interop.capture.streams import Direction, Endpoint, StreamClosed, StreamOpened
 from interop.capture.synthesis import Conversation
+from interop.capture.writer import PcapngWriter
 from interop.errors import DissectError, InputError
 
 if TYPE_CHECKING:

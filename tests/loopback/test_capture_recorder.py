@@ -19,10 +19,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
+from tcp_segments import parse_tcp
 
 from interop.capture.files import CaptureProblem, embed_secrets, read_streams
 from interop.capture.items import LINK_TYPE_RAW, DecryptionSecrets
-from interop.capture.packets import parse_tcp
 from interop.capture.reassembly import Reassembler
 from interop.capture.recorder import RecordingRelay
 from interop.capture.relay import RelayLoop

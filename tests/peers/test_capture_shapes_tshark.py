@@ -1,9 +1,10 @@
 """One TLS session in every shape in which a capture can hold it, decrypted by us and by tshark.
 
-Python's own `ssl` makes the session, in memory. Its bytes are put into packets of every link type
-and both IP versions, whole, in fragments, behind extension headers, out of order, repeated, and in
-overlapping segments. From each capture the attacker recovers exactly what was sent, and so does
-tshark, which shares no code with either.
+Python's own `ssl` makes the session, in memory. Its bytes are put into packets of every link type,
+both IP versions and every tunnel, whole, in fragments, behind extension headers, out of order,
+repeated, in overlapping segments, and among beginnings and ends that are forged or out of place.
+From each capture the attacker recovers exactly what was sent, and so does tshark, which shares no
+code with either.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pytest
 import trustme
 
 from interop.capture.files import CaptureProblem, read_streams
-from interop.capture.packets import FLAG_SYN
+from interop.capture.packets import FLAG_ACK, FLAG_FIN, FLAG_RST, FLAG_SYN
 from interop.capture.streams import Direction, Endpoint, StreamConflict, StreamGap
 from interop.capture.synthesis import Conversation
 from interop.capture.writer import PcapngWriter
@@ -152,6 +153,52 @@ def extended(session: Session, _version: int) -> list[bytes]:
     ]
 
 
+def forged(packet: bytes, ahead: int, flags: int) -> bytes:
+    """A packet without payload, of the numbers of another one that has none."""
+    start = 20 if packet[0] >> 4 == 4 else 40
+    (sequence,) = struct.unpack_from("!I", packet, start + 4)
+    changed = bytearray(packet)
+    struct.pack_into("!I", changed, start + 4, (sequence + ahead) & 0xFFFFFFFF)
+    changed[start + 13] = flags
+    return bytes(changed)
+
+
+def reset_ahead(session: Session, version: int) -> list[bytes]:
+    """Each acknowledgement is followed by a RST that its receiver does not believe."""
+    packets = []
+    for packet in in_order(session, version):
+        packets.append(packet)
+        if is_bare(packet):
+            packets.append(forged(packet, 500_000_000, FLAG_RST))
+    return packets
+
+
+def finished_ahead(session: Session, version: int) -> list[bytes]:
+    """Each acknowledgement is followed by a FIN that its sender never comes to."""
+    packets = []
+    for packet in in_order(session, version):
+        packets.append(packet)
+        if is_bare(packet):
+            packets.append(forged(packet, 900_000_000, FLAG_FIN | FLAG_ACK))
+    return packets
+
+
+def reset_in_flight(session: Session, version: int) -> list[bytes]:
+    """The client's RST was captured before the answer that the server had sent by then."""
+    talk = Conversation(*ENDS[version], initial_sequences=(7, 2**32 - 9), segment_bytes=1200)
+    packets = [*talk.request(), *talk.accept()]
+    *before, answer = session.turns[:6]
+    for direction, data in before:
+        packets += talk.data(direction, data)
+    return [*packets, *talk.reset(C2S), *talk.data(*answer)]
+
+
+def before_its_syn(session: Session, version: int) -> list[bytes]:
+    """The client's first data was captured before the handshake."""
+    syn, syn_ack, acknowledgement, first, *others = in_order(session, version)
+    return [first, syn, syn_ack, acknowledgement, *others]
+
+
 def is_bare(packet: bytes) -> bool:
     """Say whether a packet is an acknowledgement alone."""
     header_bytes = 20 if packet[0] >> 4 == 4 else 40
@@ -210,7 +257,59 @@ LINKS: dict[str, tuple[int, Callable[[bytes], bytes]]] = {
     "NULL of FreeBSD": (0, lambda p: family(p, 28, "<") + p),
     "LOOP": (108, lambda p: family(p, 24, ">") + p),
 }
+
+
+# Tunnels: from IP packets to frames of Ethernet
+
+
+def ip4(packet: bytes, protocol: int) -> bytes:
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(packet), 0, 0, 64, protocol, 0)
+    return head + bytes([192, 0, 2, 8, 192, 0, 2, 9]) + packet
+
+
+def ip6(packet: bytes, protocol: int) -> bytes:
+    ends = b"\x20\x01\x0d\xb8" + bytes(11) + b"\x08", b"\x20\x01\x0d\xb8" + bytes(11) + b"\x09"
+    return struct.pack("!IHBB", 6 << 28, len(packet), protocol, 64) + b"".join(ends) + packet
+
+
+def frame(packet: bytes) -> bytes:
+    return bytes(12) + kind(packet) + packet
+
+
+def in_ip(packet: bytes) -> int:
+    """The number of the protocol that an IP packet within one is."""
+    return 4 if packet[0] >> 4 == 4 else 41
+
+
+def vxlan(packet: bytes, port: int = 4789) -> bytes:
+    inner = frame(packet)
+    head = struct.pack("!HHHH", 40_000, port, 16 + len(inner), 0)
+    return head + b"\x08\0\0\0\0\0\x07\0" + inner
+
+
+def pppoe(packet: bytes) -> bytes:
+    protocol = 0x21 if packet[0] >> 4 == 4 else 0x57
+    head = b"\x88\x64\x11\0" + struct.pack("!HHH", 1, 2 + len(packet), protocol)
+    return bytes(12) + head + packet
+
+
+TUNNELS: dict[str, Callable[[bytes], bytes]] = {
+    "IP in IPv4": lambda p: frame(ip4(p, in_ip(p))),
+    "IP in IPv6": lambda p: frame(ip6(p, in_ip(p))),
+    "GRE": lambda p: frame(ip4(b"\0\0" + kind(p) + p, 47)),
+    "GRE with a key and a number": lambda p: frame(ip6(b"\x30\0" + kind(p) + bytes(8) + p, 47)),
+    "a frame in GRE": lambda p: frame(ip4(b"\x20\0\x65\x58" + bytes(4) + frame(p), 47)),
+    "VXLAN": lambda p: frame(ip4(vxlan(p), 17)),
+    "VXLAN over IPv6": lambda p: frame(ip6(vxlan(p), 17)),
+    "MPLS": lambda p: bytes(12) + b"\x88\x47" + b"\0\x06\x41\x40" + p,
+    "MPLS of two labels": (lambda p: bytes(12) + b"\x88\x47\0\0\0\x40\0\x06\x41\x40" + p),
+    "MPLS in GRE": lambda p: frame(ip4(b"\0\0\x88\x47\0\x06\x41\x40" + p, 47)),
+    "PPPoE": pppoe,
+    "PPPoE in a VLAN": lambda p: bytes(12) + b"\x81\0\0\5" + pppoe(p)[12:],
+    "IP in VXLAN": lambda p: frame(ip4(vxlan(ip4(p, in_ip(p))), 17)),
+}
 SHAPES = [in_order, shuffled, overlapping, fragmented]
+ENDS_OUT_OF_PLACE = [reset_ahead, finished_ahead, reset_in_flight, before_its_syn]
 
 
 def pcapng(path: Path, link_type: int, frames: list[bytes]) -> Path:
@@ -233,7 +332,9 @@ def pcap(path: Path, link_type: int, frames: list[bytes]) -> Path:
 # Two readers
 
 
-def ours(path: Path, key_log: Path) -> tuple[list[SessionResult], dict[Direction, bytes]]:
+def ours(
+    path: Path, key_log: Path, conflicts: int = 0
+) -> tuple[list[SessionResult], dict[Direction, bytes]]:
     found = {C2S: b"", S2C: b""}
 
     def take(_stream: int, direction: Direction, data: bytes | bytearray) -> None:
@@ -241,8 +342,10 @@ def ours(path: Path, key_log: Path) -> tuple[list[SessionResult], dict[Direction
 
     attacker = Attacker(KeyMaterial(key_log=KeyLog.parse(key_log.read_bytes())), take)
     for event in read_streams(path):
-        assert not isinstance(event, CaptureProblem | StreamConflict), event
+        assert not isinstance(event, CaptureProblem), event
+        conflicts -= isinstance(event, StreamConflict)
         attacker.feed(event)
+    assert not conflicts
     return attacker.finish(), found
 
 
@@ -292,6 +395,40 @@ def test_every_link_type(
     assert (result.opened, result.reason) == (True, "")
 
 
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("tunnel", TUNNELS)
+def test_every_tunnel(
+    tmp_path: Path,
+    session: Session,
+    tshark: Callable[[Path, Path], set[bytes]],
+    tunnel: str,
+    version: int,
+) -> None:
+    frames = [TUNNELS[tunnel](packet) for packet in in_order(session, version)]
+    path = pcapng(tmp_path / "capture", 1, frames)
+    (result,), found = ours(path, session.key_log)
+    assert found == {C2S: REQUEST, S2C: ANSWER}
+    assert tshark(path, session.key_log) == {REQUEST, ANSWER}
+    assert (result.opened, result.reason) == (True, "")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_tunnel_whose_packets_are_in_fragments(
+    tmp_path: Path,
+    session: Session,
+    tshark: Callable[[Path, Path], set[bytes]],
+    version: int,
+) -> None:
+    frames = []
+    for number, packet in enumerate(in_order(session, version)):
+        carriers = [ip4(packet, in_ip(packet)), ip4(vxlan(packet), 17)]
+        frames += [frame(each) for each in fragments_4(carriers[number % 2], number)]
+    path = pcapng(tmp_path / "capture", 1, frames)
+    _, found = ours(path, session.key_log)
+    assert found == {C2S: REQUEST, S2C: ANSWER}
+    assert tshark(path, session.key_log) == {REQUEST, ANSWER}
+
+
 @pytest.mark.parametrize(
     ("shape", "version"),
     [(shape, version) for shape in SHAPES for version in (4, 6)] + [(extended, 6)],
@@ -311,6 +448,46 @@ def test_every_shape(
     (result,), found = ours(path, session.key_log)
     assert found == {C2S: REQUEST, S2C: ANSWER}
     assert tshark(path, session.key_log) == {REQUEST, ANSWER}
+    assert (result.opened, result.reason) == (True, "")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("shape", ENDS_OUT_OF_PLACE)
+def test_beginnings_and_ends_out_of_place_hide_nothing(
+    tmp_path: Path,
+    session: Session,
+    tshark: Callable[[Path, Path], set[bytes]],
+    shape: Callable[[Session, int], list[bytes]],
+    version: int,
+) -> None:
+    path = pcapng(tmp_path / "capture", 101, shape(session, version))
+    (result,), found = ours(path, session.key_log)
+    assert found == {C2S: REQUEST, S2C: ANSWER}
+    assert tshark(path, session.key_log) == {REQUEST, ANSWER}
+    assert (result.opened, result.reason) == (True, "")
+
+
+@pytest.mark.parametrize(("direction", "name"), [(C2S, "client"), (S2C, "server")])
+def test_two_versions_of_a_byte_are_named_where_they_keep_a_session_closed(
+    tmp_path: Path, session: Session, direction: Direction, name: str
+) -> None:
+    packets = in_order(session, 4)
+    sent = b"".join(data for each, data in session.turns if each is direction)
+    true = next(packet for packet in packets if len(packet) == 1240 and packet[40:] in sent)
+    forged_copy = true[:-100] + bytes([true[-100] ^ 1]) + true[-99:]
+    place = packets.index(true)
+
+    ahead = [*packets[:place], forged_copy, *packets[place:]]
+    (result,), found = ours(pcapng(tmp_path / "ahead", 101, ahead), session.key_log, conflicts=1)
+    assert found[direction] != {C2S: REQUEST, S2C: ANSWER}[direction]
+    offset = sent.index(true[40:]) + 1100
+    versions = f"; the capture holds two versions of byte {offset} of the {name}'s stream"
+    assert result.reason.endswith(versions)
+
+    # Behind the true bytes it keeps nothing closed, and there is nothing to explain.
+    behind = [*packets[: place + 1], forged_copy, *packets[place + 1 :]]
+    (result,), found = ours(pcapng(tmp_path / "behind", 101, behind), session.key_log, conflicts=1)
+    assert found == {C2S: REQUEST, S2C: ANSWER}
     assert (result.opened, result.reason) == (True, "")
 
 

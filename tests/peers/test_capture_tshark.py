@@ -14,7 +14,6 @@ import pytest
 
 from interop.capture.files import CaptureProblem, embed_secrets, read_streams
 from interop.capture.items import DecryptionSecrets
-from interop.capture.pcapng import PcapngWriter
 from interop.capture.recorder import RecordingRelay
 from interop.capture.streams import (
     Direction,
@@ -25,6 +24,7 @@ from interop.capture.streams import (
     StreamOpened,
 )
 from interop.capture.synthesis import Conversation
+from interop.capture.writer import PcapngWriter
 from interop.peers.tcpdump import record_with_tcpdump
 
 if TYPE_CHECKING:

@@ -7,7 +7,13 @@ from collections import defaultdict
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from interop.capture.packets import FLAG_ACK, FLAG_SYN, TCPSegment
+from interop.capture.items import Interface, PacketBatch
+from interop.capture.packets import (
+    FLAG_ACK,
+    FLAG_SYN,
+    TCPSegment,
+    parse_tcp_batch,
+)
 from interop.capture.reassembly import Reassembler
 from interop.capture.streams import (
     CloseReason,
@@ -22,6 +28,9 @@ from interop.capture.streams import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from interop.capture.fragments import FragmentBuffer
+    from interop.errors import DissectError
 
 C2S, S2C = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
 CLIENT, SERVER = ("10.0.0.1", 50000), ("10.0.0.2", 443)
@@ -48,6 +57,23 @@ def segment(
         + struct.pack("!HH", source[1], destination[1])
     )
     return TCPSegment(flow, sequence & 0xFFFFFFFF, flags, memoryview(payload), truncated_bytes)
+
+
+def parse_tcp(
+    link_type: int,
+    data: memoryview,
+    fragments: FragmentBuffer | None = None,
+    original_length: int = 0,
+) -> TCPSegment | None:
+    """Return the segment of a packet by itself; raise what would be reported of it."""
+
+    def fail(_index: int, error: DissectError) -> None:
+        raise error
+
+    frame = (Interface(link_type), 0, 0, 0, len(data), original_length)
+    for _, *fields in parse_tcp_batch(PacketBatch(data, [frame]), fragments, fail):
+        return TCPSegment(*fields)
+    return None
 
 
 def client(offset: int, payload: bytes = b"", flags: int = FLAG_ACK, cut: int = 0) -> TCPSegment:

@@ -274,6 +274,19 @@ def test_an_unsupported_link_type_is_a_problem(tmp_path: Path) -> None:
     assert "link type 105 is not supported" in problem.message
 
 
+def test_packets_in_tunnels_that_are_not_read_are_one_problem(tmp_path: Path) -> None:
+    outer = b"\x45\0\0\x30" + bytes(5) + b"%c" + bytes(10)
+    path = tmp_path / "c"
+    path.write_bytes(capture([*[outer % 97 + bytes(28)] * 30, *packets(), outer % 50 + bytes(28)]))
+    events = read(path)
+    (problem,) = problems(events)
+    assert problem == CaptureProblem(
+        None,
+        "packets in encapsulations that are not read were passed over: ESP (1), EtherIP (30)",
+    )
+    assert data(events) == b"hello"
+
+
 def test_stray_segments_are_counted(tmp_path: Path) -> None:
     sent = packets()
     stray = bytearray(sent[3])

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 
 import dpkt
 import pytest
+from tcp_segments import parse_tcp
 
+from interop.capture.encapsulation import NotRead
+from interop.capture.fragments import FragmentBuffer
 from interop.capture.items import Frame, Interface, PacketBatch
 from interop.capture.packets import (
     FLAG_ACK,
     FLAG_PSH,
     SUPPORTED_LINK_TYPES,
-    FragmentBuffer,
     NumberedSegment,
     TCPSegment,
-    parse_tcp,
     parse_tcp_batch,
 )
 from interop.errors import DissectError
@@ -207,9 +208,100 @@ def test_ipv6_extension_headers_are_stepped_over(headers: list[tuple[int, bytes]
 
 
 def test_an_ipv6_chain_that_ends_elsewhere_is_not_tcp() -> None:
-    for last in (59, 50, 17):
+    for last in (59, 58, 17):
         data = ipv6(bytes([last, 0]) + bytes(6) + bytes(30), 0)
         assert parse_tcp(RAW, memoryview(data)) is None
+
+
+def gre(data: bytes, flags: int = 0, kind: int = 0x0800) -> bytes:
+    return ipv4(struct.pack("!HH", flags, kind) + data, 47)
+
+
+def udp(data: bytes, port: int) -> bytes:
+    return struct.pack("!HHHH", 40_000, port, 8 + len(data), 0) + data
+
+
+def vxlan(data: bytes, port: int = 4789) -> bytes:
+    return ipv4(udp(b"\x08" + bytes(7) + ethernet(data), port), 17)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ethernet(ipv4(ipv4(tcp()), 4)),
+        ethernet(ipv6(ipv4(tcp()), 4)),
+        ethernet(gre(bytes(12) + ipv4(tcp()), 0xB000)),
+        ethernet(vxlan(ipv4(tcp()), 8472)),
+        ethernet(ipv4(b"\0\0\1\x40" + ipv4(tcp()), 137)),
+        bytes(12) + b"\x88\x64\x11\0\0\1\0\x31\0\x21" + ipv4(tcp()) + bytes(6),
+        bytes(12) + b"\x88\x47" + bytes(3) + b"\x40\0\0\1\x40" + ipv4(tcp()) + bytes(6),
+    ],
+)
+def test_tunnels_and_tags_are_stepped_over(data: bytes) -> None:
+    check(parsed(ETHERNET, data), V4)
+
+
+def test_an_authentication_header_is_stepped_over_in_ipv4_too() -> None:
+    check(parsed(RAW, ipv4(b"\x06\x04" + bytes(22) + tcp(), 51)), V4)
+
+
+def test_tunnels_are_followed_so_far_and_no_further() -> None:
+    data = ipv4(tcp())
+    for _ in range(8):
+        data = ipv4(data, 4)
+    check(parsed(RAW, data), V4)
+    with pytest.raises(NotRead, match="more than 8 tunnels"):
+        parsed(RAW, ipv4(data, 4))
+    with pytest.raises(DissectError, match="too many labels"):
+        parsed(ETHERNET, bytes(12) + b"\x88\x47" + bytes(200))
+
+
+def test_a_tunnelled_packet_that_the_capture_cut_says_how_much_is_missing() -> None:
+    whole = vxlan(ipv4(tcp(b"x" * 100)))
+    segment = parse_tcp(RAW, memoryview(whole)[:-70], None, len(whole))
+    assert segment is not None
+    assert (len(segment.payload), segment.truncated_bytes) == (30, 70)
+
+
+def test_a_tunnelled_packet_does_not_reach_beyond_its_carrier() -> None:
+    inner = ipv4(tcp(b"x" * 100))
+    carrier = ipv4(inner[:-10], 4)
+    with pytest.raises(DissectError, match="promised"):
+        parsed(ETHERNET, ethernet(carrier) + bytes(10))
+
+
+@pytest.mark.parametrize("kept", range(20, 51))
+def test_headers_of_tunnels_that_are_cut_are_damage_or_nothing(kept: int) -> None:
+    for whole in (gre(ethernet(ipv4(tcp())), 0x3000, 0x6558), vxlan(ipv4(tcp()))):
+        try:
+            assert parse_tcp(RAW, memoryview(whole)[:kept], None, len(whole)) is None
+        except DissectError as error:
+            assert error.message == "too short"  # noqa: PT017 - the other outcome is as good
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (ethernet(ipv4(bytes(40), 50)), "ESP"),
+        (ethernet(ipv6(bytes(40), 50)), "ESP"),
+        (ethernet(ipv4(udp(bytes(40), 6081), 17)), "Geneve in UDP"),
+        (ethernet(ipv6(udp(bytes(40), 2152), 17)), "GTP in UDP"),
+        (ethernet(gre(bytes(40), 0x4000)), "GRE that is not plain"),
+        (ethernet(gre(bytes(40), 0, 0x88BE)), "ERSPAN"),
+        (bytes(12) + b"\x88\xe5" + bytes(46), "MACsec"),
+        (bytes(12) + b"\x88\x47\0\0\1\x40" + bytes(46), "MPLS that carries no IP"),
+    ],
+)
+def test_encapsulations_that_are_known_and_not_read_are_named(data: bytes, name: str) -> None:
+    with pytest.raises(NotRead) as raised:
+        parsed(ETHERNET, data)
+    assert raised.value.message == name
+
+
+def test_what_only_shares_a_port_with_a_tunnel_is_not_tcp() -> None:
+    for payload in (b"", bytes(60)):
+        assert parse_tcp(RAW, memoryview(ipv4(udp(payload, 4789), 17))) is None
+    assert parse_tcp(RAW, memoryview(ipv4(udp(bytes(60), 53), 17))) is None
 
 
 def v4_fragments(payload: bytes, size: int, identification: int = 5) -> list[bytes]:

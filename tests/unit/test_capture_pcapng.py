@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interop.capture.pcapng import (
+from interop.capture.items import (
     LINK_TYPE_RAW,
     MAXIMUM_BLOCK_BYTES,
     SECRETS_TYPE_TLS_KEY_LOG,
-    CaptureReader,
     DamagedBlock,
     DecryptionSecrets,
     NotACapture,
     Packet,
     PacketBatch,
-    PcapngWriter,
 )
+from interop.capture.pcapng import CaptureReader
+from interop.capture.writer import PcapngWriter
 from interop.errors import DissectError
 
 

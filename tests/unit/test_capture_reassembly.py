@@ -147,21 +147,58 @@ def test_an_old_fin_closes_nothing() -> None:
     ]
 
 
+def test_a_later_fin_where_the_stream_is_replaces_one_that_was_never_reached() -> None:
+    forged = client(900_000_000, flags=FLAG_ACK | FLAG_FIN)
+    fin = client(3, b"def", FLAG_ACK | FLAG_FIN)
+    events = feed([*HANDSHAKE, forged, client(0, b"abc"), fin], finish=False)
+    assert story(events)[1:] == [(C2S, b"abc"), (C2S, b"def"), (C2S, CloseReason.FIN)]
+
+
 def test_a_rst_closes_both_directions_after_what_waited() -> None:
-    events = feed([*HANDSHAKE, client(3, b"def"), client(6, flags=FLAG_RST)], finish=False)
+    events = feed([*HANDSHAKE, client(3, b"def"), client(6, flags=FLAG_RST)])
     assert story(events)[1:] == [(C2S, 3), (C2S, b"def"), *ended(CloseReason.RST)]
 
 
-def test_a_rst_that_no_receiver_would_believe_is_ignored() -> None:
+@pytest.mark.parametrize("distance", [-1, 1, 500_000_000, 1 << 31])
+def test_a_rst_that_no_receiver_would_believe_is_ignored(distance: int) -> None:
     reassembler = Reassembler()
-    events = feed([*HANDSHAKE, client(1 << 31, flags=FLAG_RST), client(0, b"abc")], reassembler)
-    assert (C2S, b"abc") in story(events)
-    assert reassembler.ignored_segments == 1
+    sent = [client(0, b"abc"), client(3 + distance, flags=FLAG_RST), client(3, b"def")]
+    events = feed([*HANDSHAKE, *sent], reassembler)
+    assert story(events)[1:] == [(C2S, b"abc"), (C2S, b"def"), *ended(CloseReason.CAPTURE_ENDED)]
+    assert reassembler.ignored_segments == (distance == 1 << 31)
+
+
+def test_what_was_in_flight_when_a_rst_came_counts() -> None:
+    rst = client(7, flags=FLAG_RST)
+    flight = [server(0, b"re"), server(2, b"ply"), client(7, b"!")]
+    events = feed([*HANDSHAKE, client(0, b"request"), rst, *flight, rst])
+    assert streams(events) == {(0, C2S): b"request!", (0, S2C): b"reply"}
+    assert story(events)[-2:] == ended(CloseReason.RST)
+
+
+def test_a_connection_that_was_reset_ends_when_its_ports_are_used_again() -> None:
+    again = [segment(5000, flags=FLAG_SYN), segment(5001, b"two")]
+    events = feed([*HANDSHAKE, client(0, b"one"), client(3, flags=FLAG_RST), *again])
+    assert story(events)[2:5] == [*ended(CloseReason.RST), "open"]
+    assert streams(events) == {(0, C2S): b"one", (1, C2S): b"two"}
+
+
+def test_of_connections_that_were_reset_only_the_last_are_kept_and_the_living() -> None:
+    reassembler = Reassembler()
+    events = feed([*HANDSHAKE, client(0, flags=FLAG_RST)], reassembler, finish=False)
+    for number in range(3000):
+        source = ("10.9.0.1", 1024 + number)
+        events += reassembler.feed(server(number, b"x"), 0)
+        events += reassembler.feed(segment(0, flags=FLAG_SYN, source=source), 0)
+        events += reassembler.feed(segment(1, flags=FLAG_RST, source=source), 0)
+    closed = {event.connection.index for event in events if isinstance(event, StreamClosed)}
+    assert closed == set(range(1, 3000 - 256 + 2))
+    assert len(streams(events)[0, S2C]) == 3000
 
 
 def test_a_refused_connection() -> None:
     refusal = segment(0, b"", FLAG_RST | FLAG_ACK, SERVER, CLIENT)
-    assert story(feed([HANDSHAKE[0], refusal], finish=False)) == ["open", *ended(CloseReason.RST)]
+    assert story(feed([HANDSHAKE[0], refusal])) == ["open", *ended(CloseReason.RST)]
 
 
 def test_segments_far_from_the_stream_are_counted_and_ignored() -> None:
@@ -209,6 +246,13 @@ def test_a_retransmitted_syn_is_not_a_new_connection() -> None:
     events = feed([syn, syn, syn_ack, syn_ack, client(0, b"abc"), syn, syn_ack])
     assert [each for each in story(events) if each == "open"] == ["open"]
     assert streams(events) == {(0, C2S): b"abc"}
+
+
+def test_data_before_its_own_syn_is_of_the_same_connection() -> None:
+    syn, syn_ack, _ = HANDSHAKE
+    events = feed([client(0, b"abc"), server(0, b"xy"), syn, syn_ack, client(3, b"d"), syn])
+    assert story(events)[:4] == ["open", (C2S, b"abc"), (S2C, b"xy"), (C2S, b"d")]
+    assert story(events)[4:] == ended(CloseReason.CAPTURE_ENDED)
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -337,7 +381,8 @@ def test_closed_connections_are_forgotten() -> None:
     finally:
         tracemalloc.stop()
     assert current_bytes < 1_500_000
-    assert reassembler.finish() == []
+    left = [event.how for event in reassembler.finish() if isinstance(event, StreamClosed)]
+    assert left == [CloseReason.RST] * 2 * 256
 
 
 def test_a_socket_connected_to_itself_is_one_stream() -> None:

@@ -122,8 +122,10 @@ def test_the_first_segment_of_the_present_run_again_is_no_new_data() -> None:
 
 
 def test_a_run_ends_at_a_reset_and_at_a_new_connection() -> None:
-    _, events = take([*HANDSHAKE, client(0, b"ab"), client(2, b"cd"), client(4, flags=FLAG_RST)])
-    assert story(events) == ["open", (C2S, b"abcd"), *ended(CloseReason.RST)]
+    run = [client(0, b"ab"), client(2, b"cd")]
+    reassembler, events = take([*HANDSHAKE, *run, client(4, flags=FLAG_RST), client(4, b"ef")])
+    events += reassembler.finish()
+    assert story(events) == ["open", (C2S, b"abcd"), (C2S, b"ef"), *ended(CloseReason.RST)]
     again = segment(5000, flags=FLAG_SYN)
     _, events = take([*HANDSHAKE, client(0, b"ab"), again, segment(5001, b"cd")])
     assert story(events)[1:5] == [(C2S, b"ab"), *ended(CloseReason.REPLACED), "open"]
