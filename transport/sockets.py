@@ -19,12 +19,14 @@ connection want it; the process that then closes its own copy of it must not shu
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import socket
 from contextlib import suppress
 from typing import Final
 
-__all__ = ["FORKS", "Forks", "close_politely", "prepare_socket"]
+__all__ = ["FORKS", "Forks", "close_politely", "error_of_sending", "prepare_socket"]
 
 _MAX_DISCARDED_BYTES: Final = 256 * 1024
 _READ_BYTES: Final = 64 * 1024
@@ -63,6 +65,15 @@ def prepare_socket(transport: socket.socket) -> None:
     transport.settimeout(0)
     if transport.family in (socket.AF_INET, socket.AF_INET6):
         transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def error_of_sending(transport: socket.socket) -> int:
+    """Return the error number that sending would end in, or 0 while the socket is whole."""
+    poll = select.poll()
+    poll.register(transport, 0)  # an error, or the end of both directions
+    if not poll.poll(0):
+        return 0
+    return transport.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.EPIPE
 
 
 def close_politely(transport: socket.socket) -> None:

@@ -35,8 +35,9 @@ import threading
 import time
 from typing import IO, TYPE_CHECKING, Final, Literal, Self, TypeVar, overload
 
+from transport import failures
 from transport.connection import MAX_RECORD_BYTES, MAX_WRITE_BYTES, TLSCore, Want
-from transport.errors import APIMisuse, HandshakeTimeout, TransportError
+from transport.errors import APIMisuse, TransportError
 from transport.session_views import SessionViews
 from transport.socket_file import open_socket_file
 from transport.sockets import prepare_socket
@@ -139,18 +140,12 @@ class TLSSocket(SessionViews):
             try:
                 self._repeat(self._core.handshake, deadline)
             except TimeoutError as timeout:
-                if isinstance(timeout, TransportError):
-                    raise  # an earlier one, raised again
-                raise self._handshake_timed_out() from None
-
-    def _handshake_timed_out(self) -> HandshakeTimeout:
-        error = HandshakeTimeout(
-            "the peer did not finish its handshake in time",
-            advice="look for a peer that does not speak TLS, or allow more time",
-        )
-        with self._call_lock:
-            self._core.fail(error)
-        return error
+                if isinstance(timeout, TransportError) or timeout.errno is not None:
+                    raise  # an earlier one, raised again, or TCP's own
+                error = failures.handshake_timed_out()
+                with self._call_lock:
+                    self._core.fail(error)
+                raise error from None
 
     @property
     def negotiated(self) -> NegotiatedSession:
@@ -238,14 +233,15 @@ class TLSSocket(SessionViews):
     def _send(self, view: memoryview, deadline: float | None) -> int:
         try:
             return self._repeat(lambda: self._core.write(view), deadline)
-        except TimeoutError:
-            with self._call_lock:
-                self._core.fail(
-                    APIMisuse(
-                        "an earlier send timed out with part of its data sent",
-                        advice="close the connection and open a new one",
+        except TimeoutError as timeout:
+            if timeout.errno is None:  # else it is TCP's own
+                with self._call_lock:
+                    self._core.fail(
+                        APIMisuse(
+                            "an earlier send timed out with part of its data sent",
+                            advice="close the connection and open a new one",
+                        )
                     )
-                )
             raise
 
     def sendfile(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> int:

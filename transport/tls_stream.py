@@ -40,8 +40,9 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self
 
+from transport import failures
 from transport.connection import MAX_RECORD_BYTES, TLSCore, Want
-from transport.errors import APIMisuse, HandshakeTimeout
+from transport.errors import APIMisuse
 from transport.readiness import Readiness
 from transport.send_queue import SendQueue
 
@@ -225,10 +226,7 @@ class TLSStream:
         return ended
 
     def _handshake_timed_out(self) -> None:
-        timeout = HandshakeTimeout(
-            "the peer did not finish its handshake in time",
-            advice="look for a peer that does not speak TLS, or allow more time",
-        )
+        timeout = failures.handshake_timed_out()
         self._core.fail(timeout)
         self._end_handshake(timeout)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import http.server
 import io
 import os
+import select
 import selectors
 import shutil
 import socket
@@ -15,6 +17,7 @@ import ssl
 import subprocess
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,7 +27,6 @@ from transport import APIMisuse, KeyLogFile, TLSSocket, TruncatedStream, WantRea
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 DEADLINE_SECONDS = 20.0
 BODY = bytes(range(256)) * 4096
@@ -204,6 +206,38 @@ def test_a_send_that_timed_out_ends_the_connection(identities: Any) -> None:
         client.close()
         with server.makefile("rb") as file, pytest.raises(TruncatedStream):
             file.read()
+
+
+def wait_for_reset(connection: TLSSocket) -> None:
+    poll = select.poll()
+    poll.register(connection, 0)
+    assert poll.poll(DEADLINE_SECONDS * 1000)
+
+
+def test_what_a_peer_said_before_it_went_can_be_read_after_a_send_failed(identities: Any) -> None:
+    """As of a server that refuses an upload half-way and closes."""
+    with two_ends(identities) as (client, server):
+        server.sendall(b"413")
+        server.close()
+        client.sendall(b"upload")  # which draws the reset
+        wait_for_reset(client)
+        with pytest.raises(ConnectionError, match="can still be read") as caught:
+            client.sendall(b"upload")
+        assert caught.value.errno in {errno.EPIPE, errno.ECONNRESET}
+        with pytest.raises(type(caught.value), match="can still be read"):  # and it stays so
+            client.send(b"more")
+        assert client.recv(100) == b"413"
+        assert client.recv(100) == b""
+
+
+def test_an_error_of_the_socket_ends_the_connection_for_good(identities: Any) -> None:
+    with two_ends(identities) as (client, _server):
+        with Path(os.devnull).open("wb") as cannot_be_read:
+            os.dup2(cannot_be_read.fileno(), client.fileno())
+        for operation in (lambda: client.recv(1), lambda: client.send(b"x")):
+            with pytest.raises(OSError, match="descriptor") as caught:
+                operation()
+            assert caught.value.errno == errno.EBADF
 
 
 def test_non_blocking_with_a_selector(identities: Any) -> None:

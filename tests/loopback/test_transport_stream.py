@@ -6,10 +6,11 @@ import asyncio
 import logging
 import os
 import resource
+import select
 import socket
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -243,6 +244,26 @@ async def test_a_peer_that_vanished_fails_the_writer(identities: Any) -> None:
             client.write(b"x")
         with pytest.raises(OSError, match=r"close|reset|pipe"):
             await client.drain()
+
+
+async def test_what_a_peer_said_before_it_went_can_be_read_after_a_write_failed(
+    identities: Any,
+) -> None:
+    async with two_ends(identities) as (client, server):
+        await server.send_all(b"413")
+        server.close()
+        await server.wait_closed()
+        await client.send_all(b"upload")  # which draws the reset
+        await asyncio.to_thread(wait_for_reset, client)
+        with pytest.raises(ConnectionError, match="can still be read"):
+            await client.send_all(b"upload")
+        assert await client.read() == b"413"
+
+
+def wait_for_reset(stream: TLSStream) -> None:
+    poll = select.poll()
+    poll.register(cast("socket.socket", stream.get_extra_info("socket")), 0)
+    assert poll.poll(DEADLINE_SECONDS * 1000)
 
 
 async def test_what_is_known_of_a_stream(identities: Any) -> None:
