@@ -20,6 +20,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from transport.context import EndpointContext, server_context, shared_client_context
+from transport.dialing import dial
 from transport.errors import APIMisuse
 from transport.policy import DEFAULT_POLICY, SecurityPolicy
 from transport.revocation import StaplePolicy
@@ -318,11 +319,12 @@ def connect(
 ) -> TLSSocket:
     """Connect to (host, port) and do the handshake, both within `timeout_seconds`.
 
+    Of several addresses the first that answers is taken, each within its share of the time.
     The server's certificate must carry `server_hostname`, which is the host unless given. With
     `sessions` a session is resumed, under a policy that does (see `transport.sessions`). `crls`
     says which servers were revoked, and `staples` what to make of the OCSP response that this one
     staples (see `transport.revocation`). The socket returned has no timeout: set one with
-    `settimeout`.
+    `settimeout`. Raises `TransportError`, `TimeoutError` and `OSError`.
     """
     deadline = time.monotonic() + timeout_seconds
     name = server_hostname or address[0]
@@ -337,9 +339,8 @@ def connect(
         staples=staples,
     )
     tickets = connection_tickets(sessions, endpoint, address=address, server_hostname=name)
-    transport = socket.create_connection(address, timeout=timeout_seconds)
+    transport = dial(*address, deadline)
     try:
-        transport.settimeout(None)
         connection = TLSSocket(
             transport,
             endpoint,
