@@ -40,7 +40,7 @@ from transport.connection import MAX_RECORD_BYTES, MAX_WRITE_BYTES, TLSCore, Wan
 from transport.errors import APIMisuse, TransportError
 from transport.session_views import SessionViews
 from transport.socket_file import open_socket_file
-from transport.sockets import prepare_socket
+from transport.sockets import poll_milliseconds, prepare_socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -362,9 +362,8 @@ class TLSSocket(SessionViews):
         try:
             self._transport.shutdown(socket.SHUT_WR)
             poll.register(self._transport, select.POLLIN)
-            while (remaining_seconds := deadline - time.monotonic()) > 0:
-                ready = poll.poll(int(remaining_seconds * 1000) + 1)
-                if not ready:
+            while time.monotonic() < deadline:
+                if not poll.poll(poll_milliseconds(deadline)):
                     continue
                 with self._call_lock:
                     if not self._core.discard_input():
@@ -416,8 +415,7 @@ class TLSSocket(SessionViews):
         """Wait and call until an operation is done that wanted to wait when it was called first."""
         result: _Result | Want = want
         while isinstance(result, Want):
-            remaining_seconds = None if deadline is None else deadline - time.monotonic()
-            if remaining_seconds is not None and remaining_seconds <= 0:
+            if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError("timed out")
             if self._timeout == 0 and not always_wait:
                 raise _WANT_ERRORS[result](f"the socket has to become {_BECOME[result]} first")
@@ -425,8 +423,7 @@ class TLSSocket(SessionViews):
             if descriptor >= 0:  # else the operation says that the connection is closed
                 poll = select.poll()
                 poll.register(descriptor, _POLL_EVENTS[result])
-                # Rounded up, or the last millisecond would be a busy loop.
-                poll.poll(None if remaining_seconds is None else int(remaining_seconds * 1000) + 1)
+                poll.poll(poll_milliseconds(deadline))
             with self._call_lock:
                 result = operation()
         return result

@@ -8,6 +8,7 @@ import http.client
 import http.server
 import io
 import os
+import resource
 import select
 import selectors
 import shutil
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DEADLINE_SECONDS = 20.0
+MONTHS_SECONDS = 100 * 24 * 3600.0  # more than poll(2) takes
 BODY = bytes(range(256)) * 4096
 
 
@@ -194,6 +196,11 @@ def test_receiving_times_out_and_goes_on(identities: Any) -> None:
         server.sendall(b"late")
         client.settimeout(DEADLINE_SECONDS)
         assert client.recv(100) == b"late"
+        client.settimeout(MONTHS_SECONDS)
+        sender = threading.Timer(0.1, server.sendall, [b"later"])
+        sender.start()
+        assert client.recv(100) == b"later"
+        sender.join(DEADLINE_SECONDS)
 
 
 def test_a_send_that_timed_out_ends_the_connection(identities: Any) -> None:
@@ -376,6 +383,23 @@ def test_closing_the_listener_wakes_every_thread_in_accept(identities: Any) -> N
     listener.close()
 
 
+def test_a_listener_that_gets_no_descriptor_says_so_and_goes_on_when_it_does(
+    identities: Any,
+) -> None:
+    raw = socket.create_server(("127.0.0.1", 0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with transport.wrap_listener(raw, credential=identities.ec) as listener:
+        listener.settimeout(0.05)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                listener.accept()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        with pytest.raises(TimeoutError):
+            listener.accept()
+
+
 def test_accept_has_timeouts(identities: Any) -> None:
     with transport.wrap_listener(
         socket.create_server(("127.0.0.1", 0)), credential=identities.ec
@@ -383,6 +407,18 @@ def test_accept_has_timeouts(identities: Any) -> None:
         listener.settimeout(0.05)
         with pytest.raises(TimeoutError):
             listener.accept()
+        listener.settimeout(MONTHS_SECONDS)
+        closer = threading.Timer(0.1, listener.close)
+        closer.start()
+        with pytest.raises(OSError, match="descriptor"):
+            listener.accept()
+        closer.join(DEADLINE_SECONDS)
+
+
+def test_accept_need_not_wait(identities: Any) -> None:
+    with transport.wrap_listener(
+        socket.create_server(("127.0.0.1", 0)), credential=identities.ec
+    ) as listener:
         listener.setblocking(flag=False)
         with pytest.raises(BlockingIOError):
             listener.accept()
