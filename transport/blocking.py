@@ -165,15 +165,18 @@ class TLSListener:
         """
         transport, address = self._accept_transport()
         try:
-            connection = TLSSocket(
-                transport,
-                self._endpoint,
-                handshake_timeout_seconds=self._handshake_timeout_seconds,
-            )
+            connection = self._wrap(transport)
         except BaseException:
             transport.close()
             raise
         return connection, address
+
+    def _wrap(self, transport: socket.socket) -> TLSSocket:
+        return TLSSocket(
+            transport,
+            self._endpoint,
+            handshake_timeout_seconds=self._handshake_timeout_seconds,
+        )
 
     def _accept_transport(self) -> tuple[socket.socket, tuple[str, int]]:
         if self._timeout == 0:

@@ -56,9 +56,16 @@ if TYPE_CHECKING:
     BinaryMode = Literal["b", "rb", "br", "wb", "bw", "rwb", "rbw", "wrb", "wbr", "brw", "bwr"]
     TextMode = Literal["r", "w", "rw", "wr", ""]
 
-__all__ = ["DEFAULT_HANDSHAKE_TIMEOUT_SECONDS", "TLSSocket", "WantRead", "WantWrite"]
+__all__ = [
+    "DEFAULT_HANDSHAKE_TIMEOUT_SECONDS",
+    "DEFAULT_RECEIVE_BYTES",
+    "TLSSocket",
+    "WantRead",
+    "WantWrite",
+]
 
 DEFAULT_HANDSHAKE_TIMEOUT_SECONDS: Final = 10.0
+DEFAULT_RECEIVE_BYTES: Final = 1024  # as in the standard library
 _CLOSE_TIMEOUT_SECONDS: Final = 1.0
 _POLL_EVENTS: Final = {Want.READ: select.POLLIN, Want.WRITE: select.POLLOUT}
 _Result = TypeVar("_Result")
@@ -81,6 +88,9 @@ class TLSSocket(SessionViews):
     data for all of it.
     """
 
+    context: ssl.SSLContext | None = None  # that of `transport.adapters.ssl_context`, if any
+    do_handshake_on_connect = True
+
     def __init__(
         self,
         transport: socket.socket,
@@ -102,6 +112,8 @@ class TLSSocket(SessionViews):
         self._open_files = 0
         self._close_when_unused = False
         self._tickets_may_come = not endpoint.server_side
+        self.server_side = endpoint.server_side
+        self.server_hostname = server_hostname
 
     def __repr__(self) -> str:
         state = "established" if self._core.is_established else "not established"
@@ -170,7 +182,7 @@ class TLSSocket(SessionViews):
 
     # Receiving
 
-    def recv(self, limit_bytes: int, flags: int = 0) -> bytes:
+    def recv(self, limit_bytes: int = DEFAULT_RECEIVE_BYTES, flags: int = 0) -> bytes:
         """Return at most `limit_bytes`, as they come; empty once the peer said close_notify."""
         _require_no_flags(flags)
         if limit_bytes < 0:
@@ -197,7 +209,17 @@ class TLSSocket(SessionViews):
         self._tickets_may_come = False
         return count
 
-    read = recv
+    @overload
+    def read(self, limit_bytes: int = ..., buffer: None = None) -> bytes: ...
+    @overload
+    def read(self, limit_bytes: int, buffer: Buffer) -> int: ...
+    def read(
+        self, limit_bytes: int = DEFAULT_RECEIVE_BYTES, buffer: Buffer | None = None
+    ) -> bytes | int:
+        """Receive as `recv` does, or into `buffer` as `recv_into` does."""
+        if buffer is None:
+            return self.recv(limit_bytes)
+        return self.recv_into(buffer, limit_bytes)
 
     def pending(self) -> int:
         """Return how many bytes `recv` can return although the descriptor may not be readable."""
@@ -228,7 +250,9 @@ class TLSSocket(SessionViews):
             for start in range(0, len(view), MAX_WRITE_BYTES):
                 self._send(view[start : start + MAX_WRITE_BYTES], deadline)
 
-    write = send
+    def write(self, data: Buffer) -> int:
+        """Send as `send` does."""
+        return self.send(data)
 
     def _send(self, view: memoryview, deadline: float | None) -> int:
         try:
@@ -433,15 +457,37 @@ class TLSSocket(SessionViews):
     def connect(self, address: tuple[str, int]) -> None:
         """Connect a socket that was wrapped before it was connected, then do the handshake.
 
-        A non-blocking socket does its handshake later. Raises what `socket.connect` raises.
+        A non-blocking socket does its handshake later, as does one that was told to. Raises what
+        `socket.connect` raises.
         """
         self._transport.settimeout(self._timeout)
         try:
             self._transport.connect(address)
         finally:
             self._transport.settimeout(0)
-        if self._timeout != 0:
+        if self.do_handshake_on_connect and self._timeout != 0:
             self.do_handshake()
+
+    def detach(self) -> int:
+        """Give the descriptor up as it is, without close_notify, and return it."""
+        with self._call_lock:
+            self._core.abandon()
+            return self._transport.detach()
+
+    @property
+    def family(self) -> int:
+        """The family of the socket's addresses."""
+        return self._transport.family
+
+    @property
+    def type(self) -> int:
+        """The kind of the socket."""
+        return self._transport.type
+
+    @property
+    def proto(self) -> int:
+        """The number of the socket's protocol."""
+        return self._transport.proto
 
     def fileno(self) -> int:
         """Return the descriptor, or -1 once closed."""
@@ -450,6 +496,8 @@ class TLSSocket(SessionViews):
     def gettimeout(self) -> float | None:
         """Return the timeout in seconds; None waits forever, zero never."""
         return self._timeout
+
+    timeout = property(gettimeout)
 
     def settimeout(self, timeout_seconds: float | None) -> None:
         """Set the timeout in seconds of the operations that follow."""
