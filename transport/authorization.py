@@ -27,7 +27,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from hmac import compare_digest
 from typing import TYPE_CHECKING, Final
@@ -254,15 +254,7 @@ def _read_peer(
             "the peer's certificate cannot be read for its identity",
             advice="have it issued again within RFC 5280",
         ) from error
-    return AuthorizedPeer(
-        dns_names=peer.dns_names,
-        uris=peer.uris,
-        subject=peer.subject,
-        issuer=peer.issuer,
-        spki_pin=peer.spki_pin,
-        rules=tuple(rule for rule in rules if rule.matches(peer)),
-        certificate=peer.certificate,
-    )
+    return replace(peer, rules=tuple(rule for rule in rules if rule.matches(peer)))
 
 
 def _alternative_names(

@@ -20,11 +20,12 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from transport.context import EndpointContext, server_context, shared_client_context
+from transport.dialing import dial
 from transport.errors import APIMisuse
 from transport.policy import DEFAULT_POLICY, SecurityPolicy
 from transport.revocation import StaplePolicy
 from transport.sessions import connection_tickets
-from transport.sockets import close_politely
+from transport.sockets import FORKS, close_politely, poll_milliseconds
 from transport.tls_socket import DEFAULT_HANDSHAKE_TIMEOUT_SECONDS, TLSSocket
 
 if TYPE_CHECKING:
@@ -43,55 +44,76 @@ __all__ = ["TLSListener", "connect", "wrap_listener", "wrap_socket"]
 
 
 class _Doorbell:
-    """Waits for a listening socket, for one thread at a time, until it is silenced for good."""
+    """Waits for a listening socket, for one thread at a time, until it is silenced for good.
+
+    It rings with a byte that nobody reads: the end of file would not come while a child of `fork`
+    has a copy of the pipe. That byte would ring for parent and child alike, so each process that
+    waits has a pipe of its own.
+    """
 
     def __init__(self, listener: socket.socket) -> None:
-        self._reading_end, self._writing_end = os.pipe()
-        self._poll = select.poll()
-        self._poll.register(listener, select.POLLIN)
-        self._poll.register(self._reading_end, select.POLLIN)
-        self._lock = threading.Lock()
-        self._waiting = False
+        self._listener = listener
         self._silenced = False
+        self._pipe: tuple[int, int] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._forks_as_child = FORKS.as_child
+        self._lock = threading.Lock()
+        self._poll = select.poll()
+        self._waiting = False
 
     def __del__(self) -> None:
         self.silence()
 
     def wait(self, deadline: float | None) -> None:
-        """Wait until the socket is readable, or `silence` was called. Raises `TimeoutError`."""
+        """Wait until the socket is readable, or `silence` was called.
+
+        Raises `TimeoutError`, and `OSError` if there is no descriptor to be had for the pipe.
+        """
+        self._begin_anew_after_fork()
         with self._lock:
             if self._silenced:
                 return
+            if self._pipe is None:
+                self._pipe = os.pipe()
+                self._poll.register(self._pipe[0], select.POLLIN)
+                self._poll.register(self._listener, select.POLLIN)
             self._waiting = True
         try:
-            # Rounded up, or the last millisecond would be a busy loop.
-            ready = self._poll.poll(
-                None if deadline is None else int(_remaining_seconds(deadline) * 1000) + 1
-            )
+            ready = self._poll.poll(poll_milliseconds(deadline))
         finally:
             with self._lock:
                 self._waiting = False
                 self._close_if_unused()
-        if not ready:
+        if not ready and deadline is not None and time.monotonic() >= deadline:
             raise TimeoutError("timed out")
 
     def silence(self) -> None:
         """Wake the thread that waits; later waits return at once, and later calls do nothing."""
+        self._begin_anew_after_fork()
         with self._lock:
             if not self._silenced:
                 self._silenced = True
-                os.close(self._writing_end)  # the other end is readable from now on
+                if self._waiting and self._pipe is not None:
+                    os.write(self._pipe[1], b"\0")
                 self._close_if_unused()
 
     def _close_if_unused(self) -> None:
         # Whoever waits has the number in its poll set.
-        if self._silenced and not self._waiting and self._reading_end >= 0:
-            os.close(self._reading_end)
-            self._reading_end = -1
+        if self._silenced and not self._waiting:
+            self._close_pipe()
 
+    def _close_pipe(self) -> None:
+        pipe, self._pipe = self._pipe, None
+        for end in pipe or ():
+            os.close(end)
 
-def _remaining_seconds(deadline: float) -> float:
-    return max(deadline - time.monotonic(), 0.0)
+    def _begin_anew_after_fork(self) -> None:
+        # The lock may be held by a thread that does not exist on this side.
+        if self._forks_as_child != FORKS.as_child:
+            self._close_pipe()
+            self._begin()
 
 
 class TLSListener:
@@ -143,15 +165,18 @@ class TLSListener:
         """
         transport, address = self._accept_transport()
         try:
-            connection = TLSSocket(
-                transport,
-                self._endpoint,
-                handshake_timeout_seconds=self._handshake_timeout_seconds,
-            )
+            connection = self._wrap(transport)
         except BaseException:
             transport.close()
             raise
         return connection, address
+
+    def _wrap(self, transport: socket.socket) -> TLSSocket:
+        return TLSSocket(
+            transport,
+            self._endpoint,
+            handshake_timeout_seconds=self._handshake_timeout_seconds,
+        )
 
     def _accept_transport(self) -> tuple[socket.socket, tuple[str, int]]:
         if self._timeout == 0:
@@ -171,8 +196,8 @@ class TLSListener:
 
     def close(self) -> None:
         """Stop listening; connections live on."""
+        self._doorbell.silence()  # first, so that nobody begins to wait for a closed descriptor
         self._listener.close()
-        self._doorbell.silence()
 
     def fileno(self) -> int:
         """Return the descriptor, or -1 once closed."""
@@ -318,11 +343,12 @@ def connect(
 ) -> TLSSocket:
     """Connect to (host, port) and do the handshake, both within `timeout_seconds`.
 
+    Of several addresses the first that answers is taken, each within its share of the time.
     The server's certificate must carry `server_hostname`, which is the host unless given. With
     `sessions` a session is resumed, under a policy that does (see `transport.sessions`). `crls`
     says which servers were revoked, and `staples` what to make of the OCSP response that this one
     staples (see `transport.revocation`). The socket returned has no timeout: set one with
-    `settimeout`.
+    `settimeout`. Raises `TransportError`, `TimeoutError` and `OSError`.
     """
     deadline = time.monotonic() + timeout_seconds
     name = server_hostname or address[0]
@@ -337,9 +363,8 @@ def connect(
         staples=staples,
     )
     tickets = connection_tickets(sessions, endpoint, address=address, server_hostname=name)
-    transport = socket.create_connection(address, timeout=timeout_seconds)
+    transport = dial(*address, deadline)
     try:
-        transport.settimeout(None)
         connection = TLSSocket(
             transport,
             endpoint,

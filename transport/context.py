@@ -82,6 +82,7 @@ __all__ = [
     "EndpointContext",
     "client_context",
     "read_handshake_facts",
+    "require_client_anchors",
     "server_context",
     "shared_client_context",
     "verify_context",
@@ -174,16 +175,7 @@ def server_context(
     without `client_anchors`, `UnusableOCSPResponse` for a staple in bytes that proves nothing, and
     `PolicyViolation` if the library does not take the policy.
     """
-    if authorization is not None and client_anchors is None:
-        raise APIMisuse(
-            "an authorization of clients that show no certificate would refuse them all",
-            advice="pass client_anchors too",
-        )
-    if client_crls is not None and client_anchors is None:
-        raise APIMisuse(
-            "CRLs for clients that show no certificate would check nobody",
-            advice="pass client_anchors too",
-        )
+    require_client_anchors(client_anchors, authorization=authorization, client_crls=client_crls)
     revocation = peer_revocation(client_crls, None)
     context = _common_context(policy, key_log)
     context.set_session_id(os.urandom(_SESSION_ID_CONTEXT_BYTES))
@@ -207,6 +199,24 @@ def server_context(
         revocation=revocation,
         server_certificates_pem=credential.certificates_pem().decode("ascii"),
     )
+
+
+def require_client_anchors(
+    client_anchors: object, *, authorization: object, client_crls: object
+) -> None:
+    """Raise `APIMisuse` if clients were to be judged by certificates that nobody asks them for."""
+    if client_anchors is not None:
+        return
+    if authorization is not None:
+        raise APIMisuse(
+            "an authorization of clients that show no certificate would refuse them all",
+            advice="pass client_anchors too",
+        )
+    if client_crls is not None:
+        raise APIMisuse(
+            "CRLs for clients that show no certificate would check nobody",
+            advice="pass client_anchors too",
+        )
 
 
 def client_context(

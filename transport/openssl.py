@@ -51,7 +51,6 @@ from transport.errors import AlertDescription, PolicyViolation
 from transport.translation import queued_reasons, translate_error
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Sequence
     from ipaddress import IPv4Address, IPv6Address
 
@@ -63,7 +62,6 @@ __all__ = [
     "WANT_READ",
     "WANT_WRITE",
     "TicketSession",
-    "bind_to_socket",
     "clear_error_queue",
     "do_handshake",
     "draw_fatal_alert",
@@ -72,7 +70,6 @@ __all__ = [
     "expect_name",
     "extended_main_secret",
     "feed",
-    "has_unread_input",
     "library_version",
     "offer_session",
     "pending_output_bytes",
@@ -355,7 +352,8 @@ def session_reused(connection: SSL.Connection) -> bool:
 # - `CLOSE_NOTIFY`: the peer has ended its data;
 # - `GONE`: the connection ended without close_notify.
 #
-# Every other error is raised, as the methods of `SSL.Connection` raise it.
+# Every other error is raised, as the methods of `SSL.Connection` raise it; by `write` also a peer
+# that is gone, since which error of the socket it was is worth knowing there.
 
 
 def do_handshake(connection: SSL.Connection) -> int:
@@ -393,15 +391,21 @@ def write(connection: SSL.Connection, data: bytes | memoryview) -> int:
     lib.ERR_clear_error()
     with ffi.from_buffer(data) as source:
         result = int(lib.SSL_write(ssl, source, len(source)))
-    return result if result > 0 else -_outcome(connection, ssl, result)
+    return result if result > 0 else -_outcome(connection, ssl, result, gone_errors=frozenset())
 
 
-def _outcome(connection: SSL.Connection, ssl: Any, result: int) -> int:
+def _outcome(
+    connection: SSL.Connection,
+    ssl: Any,
+    result: int,
+    *,
+    gone_errors: frozenset[int] = _GONE_ERRORS,
+) -> int:
     error = int(lib.SSL_get_error(ssl, result))
     if error in (WANT_READ, WANT_WRITE, CLOSE_NOTIFY):
         return error
     if error == GONE:
-        if ffi.errno in _GONE_ERRORS:
+        if ffi.errno in gone_errors:
             return GONE
     elif error == _SSL_ERROR and lib.ERR_GET_REASON(lib.ERR_peek_error()) == _END_OF_SOCKET:
         lib.ERR_clear_error()
@@ -444,21 +448,6 @@ def take_output(connection: SSL.Connection) -> bytes:
         return b""
     buffer = _allocate("char[]", length)
     return bytes(ffi.buffer(buffer, lib.BIO_read(connection._from_ssl, buffer, length)))
-
-
-def has_unread_input(connection: SSL.Connection) -> bool:
-    """Return whether a connection in memory was handed bytes that it has not read yet."""
-    return bool(lib.BIO_get_mem_data(connection._into_ssl, ffi.new("char **")))
-
-
-def bind_to_socket(connection: SSL.Connection, transport: socket.socket) -> None:
-    """Let a connection in memory, all its input read and output taken, use a socket from now on."""
-    # The memory BIOs are freed with this; a partly read record is kept by the connection itself.
-    if lib.SSL_set_fd(connection._ssl, transport.fileno()) != 1:
-        lib.ERR_clear_error()
-        raise MemoryError("no memory for a connection's socket")
-    connection._into_ssl = connection._from_ssl = None
-    connection._socket = transport
 
 
 def pending_output_bytes(connection: SSL.Connection) -> int:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, Self
 
-from transport.context import EndpointContext, server_context
+from transport.context import EndpointContext, require_client_anchors, server_context
 from transport.credentials import (
     ContextBuilder,
     LiveIdentity,
@@ -165,16 +165,11 @@ class ServerSettings:
                 "metrics need the package prometheus_client",
                 advice="pip install 'pfs-transport[server]'",
             )
-        if self.client_crls and self.client_anchors is None:
-            raise APIMisuse(
-                "CRLs for clients that show no certificate would check nobody",
-                advice="give client_anchors too",
-            )
-        if self.authorization is not None and self.client_anchors is None:
-            raise APIMisuse(
-                "an authorization of clients that show no certificate would refuse them all",
-                advice="give client_anchors too",
-            )
+        require_client_anchors(
+            self.client_anchors,
+            authorization=self.authorization,
+            client_crls=self.client_crls or None,
+        )
 
     def make_identity(
         self, report_staple: Callable[[Exception], None] | None = None

@@ -34,11 +34,16 @@ class _HasNegotiated(Protocol):
     @property
     def negotiated(self) -> NegotiatedSession: ...
 
+    def export_keying_material(
+        self, label: str, length_bytes: int, context: bytes | None = None
+    ) -> bytes: ...
+
 
 class SessionViews:
     """Methods in the shapes of `ssl.SSLSocket`; mixed into what has `negotiated`.
 
-    Before the handshake they return None, but for `getpeercert`, which raises `ValueError`.
+    Before the handshake they return None or False, but for `getpeercert`, which raises
+    `ValueError`.
     """
 
     __slots__ = ()
@@ -68,6 +73,29 @@ class SessionViews:
     def selected_npn_protocol(self) -> None:
         """Return None: ALPN replaced NPN."""
         return
+
+    def shared_ciphers(self) -> None:
+        """Return None: the client's offer is not kept."""
+        return
+
+    @property
+    def session(self) -> None:
+        """None: what a client resumes is the business of `transport.sessions`."""
+        return
+
+    @property
+    def session_reused(self: _HasNegotiated) -> bool:
+        """Whether the session was resumed."""
+        session = _session(self)
+        return session is not None and session.resumed
+
+    def get_channel_binding(self: _HasNegotiated, cb_type: str = "tls-exporter") -> bytes | None:
+        """Return the channel binding "tls-exporter" (RFC 9266); no other is offered."""
+        if cb_type != "tls-exporter":
+            raise ValueError(f"{cb_type} channel binding type not implemented")
+        if _session(self) is None:
+            return None
+        return self.export_keying_material("EXPORTER-Channel-Binding", 32, b"")
 
     @overload
     def getpeercert(

@@ -19,15 +19,26 @@ connection want it; the process that then closes its own copy of it must not shu
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import socket
+import time
 from contextlib import suppress
 from typing import Final
 
-__all__ = ["FORKS", "Forks", "close_politely", "prepare_socket"]
+__all__ = [
+    "FORKS",
+    "Forks",
+    "close_politely",
+    "error_of_sending",
+    "poll_milliseconds",
+    "prepare_socket",
+]
 
 _MAX_DISCARDED_BYTES: Final = 256 * 1024
 _READ_BYTES: Final = 64 * 1024
+_MAX_POLL_MILLISECONDS: Final = 2**31 - 1  # what poll(2) takes: three weeks and a half
 
 
 class Forks:
@@ -63,6 +74,27 @@ def prepare_socket(transport: socket.socket) -> None:
     transport.settimeout(0)
     if transport.family in (socket.AF_INET, socket.AF_INET6):
         transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def poll_milliseconds(deadline: float | None) -> int | None:
+    """Return how long to poll until a deadline of `time.monotonic`; None for one that never comes.
+
+    A deadline too far away is cut: who finds nothing ready has to look at the clock again.
+    """
+    if deadline is None:
+        return None
+    # Rounded up, or the last millisecond would be a busy loop.
+    milliseconds = max(deadline - time.monotonic(), 0.0) * 1000 + 1
+    return int(min(milliseconds, _MAX_POLL_MILLISECONDS))
+
+
+def error_of_sending(transport: socket.socket) -> int:
+    """Return the error number that sending would end in, or 0 while the socket is whole."""
+    poll = select.poll()
+    poll.register(transport, 0)  # an error, or the end of both directions
+    if not poll.poll(0):
+        return 0
+    return transport.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.EPIPE
 
 
 def close_politely(transport: socket.socket) -> None:

@@ -9,7 +9,6 @@ not checked, and a client that stalls its handshake holds up nobody else.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import socket
 from functools import partial
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 from transport.acceptor import Acceptor
 from transport.attendance import Attendance
 from transport.context import EndpointContext, server_context, shared_client_context
+from transport.dialing import dial_in_loop
 from transport.errors import is_the_peers_doing
 from transport.establishing import establish, open_stream
 from transport.policy import DEFAULT_POLICY, SecurityPolicy
@@ -71,6 +71,7 @@ async def open_connection(
 ) -> TLSStream:
     """Connect to a server and do the handshake, both within `timeout_seconds`.
 
+    Of several addresses the first that answers is taken, each within its share of the time.
     The server's certificate must carry `server_hostname`, which is the host unless given. With
     `sessions` a session is resumed, under a policy that does (see `transport.sessions`). `crls`
     says which servers were revoked, and `staples` what to make of the OCSP response that this one
@@ -92,8 +93,7 @@ async def open_connection(
     tickets = connection_tickets(
         sessions, endpoint, address=(host, port), server_hostname=server_hostname or host
     )
-    async with asyncio.timeout_at(deadline):
-        transport = await _connect(host, port)
+    transport = await dial_in_loop(host, port, deadline)
     stream = open_stream(
         transport,
         endpoint,
@@ -104,27 +104,6 @@ async def open_connection(
     )
     await establish(stream, deadline - loop.time())
     return stream
-
-
-async def _connect(host: str, port: int) -> socket.socket:
-    """Connect to the first address of `host` that answers."""
-    loop = asyncio.get_running_loop()
-    failure = OSError(errno.EADDRNOTAVAIL, f"{host} has no address")
-    for family, kind, protocol, _name, address in await loop.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM
-    ):
-        transport = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
-        try:
-            await loop.sock_connect(transport, address)
-        except OSError as error:
-            transport.close()
-            failure = error
-        except BaseException:
-            transport.close()
-            raise
-        else:
-            return transport
-    raise failure
 
 
 async def start_server(

@@ -35,11 +35,12 @@ import threading
 import time
 from typing import IO, TYPE_CHECKING, Final, Literal, Self, TypeVar, overload
 
+from transport import failures
 from transport.connection import MAX_RECORD_BYTES, MAX_WRITE_BYTES, TLSCore, Want
-from transport.errors import APIMisuse, HandshakeTimeout, TransportError
+from transport.errors import APIMisuse, TransportError
 from transport.session_views import SessionViews
 from transport.socket_file import open_socket_file
-from transport.sockets import prepare_socket
+from transport.sockets import poll_milliseconds, prepare_socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,9 +56,16 @@ if TYPE_CHECKING:
     BinaryMode = Literal["b", "rb", "br", "wb", "bw", "rwb", "rbw", "wrb", "wbr", "brw", "bwr"]
     TextMode = Literal["r", "w", "rw", "wr", ""]
 
-__all__ = ["DEFAULT_HANDSHAKE_TIMEOUT_SECONDS", "TLSSocket", "WantRead", "WantWrite"]
+__all__ = [
+    "DEFAULT_HANDSHAKE_TIMEOUT_SECONDS",
+    "DEFAULT_RECEIVE_BYTES",
+    "TLSSocket",
+    "WantRead",
+    "WantWrite",
+]
 
 DEFAULT_HANDSHAKE_TIMEOUT_SECONDS: Final = 10.0
+DEFAULT_RECEIVE_BYTES: Final = 1024  # as in the standard library
 _CLOSE_TIMEOUT_SECONDS: Final = 1.0
 _POLL_EVENTS: Final = {Want.READ: select.POLLIN, Want.WRITE: select.POLLOUT}
 _Result = TypeVar("_Result")
@@ -80,6 +88,9 @@ class TLSSocket(SessionViews):
     data for all of it.
     """
 
+    context: ssl.SSLContext | None = None  # that of `transport.adapters.ssl_context`, if any
+    do_handshake_on_connect = True
+
     def __init__(
         self,
         transport: socket.socket,
@@ -101,6 +112,8 @@ class TLSSocket(SessionViews):
         self._open_files = 0
         self._close_when_unused = False
         self._tickets_may_come = not endpoint.server_side
+        self.server_side = endpoint.server_side
+        self.server_hostname = server_hostname
 
     def __repr__(self) -> str:
         state = "established" if self._core.is_established else "not established"
@@ -139,18 +152,12 @@ class TLSSocket(SessionViews):
             try:
                 self._repeat(self._core.handshake, deadline)
             except TimeoutError as timeout:
-                if isinstance(timeout, TransportError):
-                    raise  # an earlier one, raised again
-                raise self._handshake_timed_out() from None
-
-    def _handshake_timed_out(self) -> HandshakeTimeout:
-        error = HandshakeTimeout(
-            "the peer did not finish its handshake in time",
-            advice="look for a peer that does not speak TLS, or allow more time",
-        )
-        with self._call_lock:
-            self._core.fail(error)
-        return error
+                if isinstance(timeout, TransportError) or timeout.errno is not None:
+                    raise  # an earlier one, raised again, or TCP's own
+                error = failures.handshake_timed_out()
+                with self._call_lock:
+                    self._core.fail(error)
+                raise error from None
 
     @property
     def negotiated(self) -> NegotiatedSession:
@@ -175,7 +182,7 @@ class TLSSocket(SessionViews):
 
     # Receiving
 
-    def recv(self, limit_bytes: int, flags: int = 0) -> bytes:
+    def recv(self, limit_bytes: int = DEFAULT_RECEIVE_BYTES, flags: int = 0) -> bytes:
         """Return at most `limit_bytes`, as they come; empty once the peer said close_notify."""
         _require_no_flags(flags)
         if limit_bytes < 0:
@@ -202,7 +209,17 @@ class TLSSocket(SessionViews):
         self._tickets_may_come = False
         return count
 
-    read = recv
+    @overload
+    def read(self, limit_bytes: int = ..., buffer: None = None) -> bytes: ...
+    @overload
+    def read(self, limit_bytes: int, buffer: Buffer) -> int: ...
+    def read(
+        self, limit_bytes: int = DEFAULT_RECEIVE_BYTES, buffer: Buffer | None = None
+    ) -> bytes | int:
+        """Receive as `recv` does, or into `buffer` as `recv_into` does."""
+        if buffer is None:
+            return self.recv(limit_bytes)
+        return self.recv_into(buffer, limit_bytes)
 
     def pending(self) -> int:
         """Return how many bytes `recv` can return although the descriptor may not be readable."""
@@ -233,19 +250,22 @@ class TLSSocket(SessionViews):
             for start in range(0, len(view), MAX_WRITE_BYTES):
                 self._send(view[start : start + MAX_WRITE_BYTES], deadline)
 
-    write = send
+    def write(self, data: Buffer) -> int:
+        """Send as `send` does."""
+        return self.send(data)
 
     def _send(self, view: memoryview, deadline: float | None) -> int:
         try:
             return self._repeat(lambda: self._core.write(view), deadline)
-        except TimeoutError:
-            with self._call_lock:
-                self._core.fail(
-                    APIMisuse(
-                        "an earlier send timed out with part of its data sent",
-                        advice="close the connection and open a new one",
+        except TimeoutError as timeout:
+            if timeout.errno is None:  # else it is TCP's own
+                with self._call_lock:
+                    self._core.fail(
+                        APIMisuse(
+                            "an earlier send timed out with part of its data sent",
+                            advice="close the connection and open a new one",
+                        )
                     )
-                )
             raise
 
     def sendfile(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> int:
@@ -366,9 +386,8 @@ class TLSSocket(SessionViews):
         try:
             self._transport.shutdown(socket.SHUT_WR)
             poll.register(self._transport, select.POLLIN)
-            while (remaining_seconds := deadline - time.monotonic()) > 0:
-                ready = poll.poll(int(remaining_seconds * 1000) + 1)
-                if not ready:
+            while time.monotonic() < deadline:
+                if not poll.poll(poll_milliseconds(deadline)):
                     continue
                 with self._call_lock:
                     if not self._core.discard_input():
@@ -420,8 +439,7 @@ class TLSSocket(SessionViews):
         """Wait and call until an operation is done that wanted to wait when it was called first."""
         result: _Result | Want = want
         while isinstance(result, Want):
-            remaining_seconds = None if deadline is None else deadline - time.monotonic()
-            if remaining_seconds is not None and remaining_seconds <= 0:
+            if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError("timed out")
             if self._timeout == 0 and not always_wait:
                 raise _WANT_ERRORS[result](f"the socket has to become {_BECOME[result]} first")
@@ -429,8 +447,7 @@ class TLSSocket(SessionViews):
             if descriptor >= 0:  # else the operation says that the connection is closed
                 poll = select.poll()
                 poll.register(descriptor, _POLL_EVENTS[result])
-                # Rounded up, or the last millisecond would be a busy loop.
-                poll.poll(None if remaining_seconds is None else int(remaining_seconds * 1000) + 1)
+                poll.poll(poll_milliseconds(deadline))
             with self._call_lock:
                 result = operation()
         return result
@@ -440,15 +457,37 @@ class TLSSocket(SessionViews):
     def connect(self, address: tuple[str, int]) -> None:
         """Connect a socket that was wrapped before it was connected, then do the handshake.
 
-        A non-blocking socket does its handshake later. Raises what `socket.connect` raises.
+        A non-blocking socket does its handshake later, as does one that was told to. Raises what
+        `socket.connect` raises.
         """
         self._transport.settimeout(self._timeout)
         try:
             self._transport.connect(address)
         finally:
             self._transport.settimeout(0)
-        if self._timeout != 0:
+        if self.do_handshake_on_connect and self._timeout != 0:
             self.do_handshake()
+
+    def detach(self) -> int:
+        """Give the descriptor up as it is, without close_notify, and return it."""
+        with self._call_lock:
+            self._core.abandon()
+            return self._transport.detach()
+
+    @property
+    def family(self) -> int:
+        """The family of the socket's addresses."""
+        return self._transport.family
+
+    @property
+    def type(self) -> int:
+        """The kind of the socket."""
+        return self._transport.type
+
+    @property
+    def proto(self) -> int:
+        """The number of the socket's protocol."""
+        return self._transport.proto
 
     def fileno(self) -> int:
         """Return the descriptor, or -1 once closed."""
@@ -457,6 +496,8 @@ class TLSSocket(SessionViews):
     def gettimeout(self) -> float | None:
         """Return the timeout in seconds; None waits forever, zero never."""
         return self._timeout
+
+    timeout = property(gettimeout)
 
     def settimeout(self, timeout_seconds: float | None) -> None:
         """Set the timeout in seconds of the operations that follow."""

@@ -45,8 +45,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 from weakref import ref
 
+from transport import failures
 from transport.connection import MAX_RECORD_BYTES, TLSCore, Want
-from transport.errors import APIMisuse, HandshakeTimeout
+from transport.errors import APIMisuse
 from transport.readiness import Readiness, Waiters
 from transport.send_queue import SendQueue
 
@@ -231,10 +232,7 @@ class TLSStream:
         return ended
 
     def _handshake_timed_out(self) -> None:
-        timeout = HandshakeTimeout(
-            "the peer did not finish its handshake in time",
-            advice="look for a peer that does not speak TLS, or allow more time",
-        )
+        timeout = failures.handshake_timed_out()
         self._core.fail(timeout)
         self._end_handshake(timeout)
 

@@ -47,7 +47,7 @@ def describe_end(error: BaseException | None) -> str:
             return f"sent {alert.name}"
         case TransportError(alert_received=alert) if alert is not None:
             return f"received {alert.name}"
-        case transport.TruncatedStream():
+        case ConnectionError():
             return "saw it cut off"
         case _:
             return f"ended it ({type(error).__name__})"

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 COMMON = """
-    import asyncio, gc, os, socket, sys, threading
+    import asyncio, gc, os, socket, sys, threading, time
     import trustme
     import transport
     from certs.credential import Credential, TrustAnchors
@@ -242,3 +242,62 @@ FORKING_SERVER = """
 
 def test_a_server_that_forks_for_each_connection_works() -> None:
     assert_undisturbed(FORKING_SERVER)
+
+
+LISTENERS = """
+    listening = transport.wrap_listener(
+        socket.create_server(("127.0.0.1", 0)), credential=credential
+    )
+
+    def accept():
+        try:
+            listening.accept()
+        except OSError:
+            return
+        raise AssertionError("somebody connected")
+
+    def begin_to_accept():
+        accepting = threading.Thread(target=accept, daemon=True)
+        accepting.start()
+        time.sleep(0.3)  # a thread that does not wait yet only makes it easier
+        return accepting
+
+    def close_wakes(accepting):
+        listening.close()
+        accepting.join(10)
+        assert not accepting.is_alive()
+
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(writing)
+        CHILD
+        os._exit(0)
+    os.close(reading)
+    PARENT
+    print("undisturbed")
+"""
+
+
+def test_closing_a_listener_wakes_its_thread_though_a_child_lives_on() -> None:
+    child = "os.read(reading, 1)  # keeps its copies of all descriptors until told"
+    parent = "close_wakes(begin_to_accept()); os.close(writing); wait_for(pid)"
+    assert_undisturbed(LISTENERS.replace("CHILD", child).replace("PARENT", parent))
+
+
+def test_closing_a_listener_in_a_child_wakes_the_childs_thread_and_no_other() -> None:
+    child = "close_wakes(begin_to_accept())"
+    parent = (
+        "accepting = begin_to_accept(); wait_for(pid); assert accepting.is_alive(); "
+        "close_wakes(accepting)"
+    )
+    assert_undisturbed(LISTENERS.replace("CHILD", child).replace("PARENT", parent))
+
+
+def test_a_child_that_closes_its_copy_of_a_listener_leaves_its_parents_thread_waiting() -> None:
+    child = "os.read(reading, 1); listening.close()"
+    parent = (
+        "accepting = begin_to_accept(); os.close(writing); wait_for(pid); "
+        "assert accepting.is_alive(); close_wakes(accepting)"
+    )
+    assert_undisturbed(LISTENERS.replace("CHILD", child).replace("PARENT", parent))

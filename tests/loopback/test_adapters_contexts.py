@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import socket
 import ssl
 import threading
@@ -25,7 +26,7 @@ from transport.adapters.ssl_context import client_ssl_context, server_ssl_contex
 from transport.adapters.ssl_object import CertificateFailure, TLSFailure
 from transport.adapters.standard_library import checked_client_context, checked_server_context
 from transport.adapters.uvicorn import TLSConfig
-from transport.errors import APIMisuse, PolicyViolation
+from transport.errors import AlertDescription, APIMisuse, PolicyViolation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,6 +128,61 @@ def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[object,
     thread.join(DEADLINE_SECONDS)
     assert not thread.is_alive()
     return outcomes[0], outcomes[1]
+
+
+def test_a_sockets_failure_is_of_the_same_family_as_that_of_an_object(identities: Any) -> None:
+    served, refused = shake_hands(
+        server_ssl_context(identities.ec), client_ssl_context(identities.foreign_anchors)
+    )
+    assert isinstance(refused, CertificateFailure)
+    assert isinstance(refused, ssl.SSLCertVerificationError)
+    assert isinstance(refused, transport.CertificateRejected)
+    assert str(refused) == str(refused.transport_error)
+    assert (refused.errno, refused.alert_sent) == (ssl.SSL_ERROR_SSL, AlertDescription.unknown_ca)
+    assert copy.copy(refused).transport_error is refused.transport_error
+    assert isinstance(served, TLSFailure)
+    assert isinstance(served.transport_error, transport.AlertReceived)
+
+
+def test_a_failure_of_a_socket_that_came_later_is_of_that_family_too(identities: Any) -> None:
+    context = server_ssl_context(identities.ec, client_anchors=identities.anchors)
+    raw = socket.create_server(("127.0.0.1", 0))
+    with context.wrap_socket(raw, server_side=True) as listener:
+        assert isinstance(listener, transport.TLSListener)
+        bare = socket.create_connection(listener.getsockname(), DEADLINE_SECONDS)
+        server, _ = listener.accept()
+        assert server.context is context
+        refusals: list[OSError] = []
+
+        def serve() -> None:
+            with pytest.raises(ssl.SSLError) as caught:
+                server.recv()
+            refusals.append(caught.value)
+            server.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        client = client_ssl_context(identities.anchors).wrap_socket(
+            bare, server_hostname="localhost"
+        )
+        with pytest.raises(ssl.SSLError, match="certificate_required"):  # after the handshake
+            client.recv()
+        client.close()
+        thread.join(DEADLINE_SECONDS)
+    assert isinstance(refusals[0], CertificateFailure)
+
+
+def test_an_end_and_a_timeout_are_what_the_standard_library_has_types_for(identities: Any) -> None:
+    near, far = socket.socketpair()
+    near.settimeout(0.1)
+    context = client_ssl_context(identities.anchors)
+    with pytest.raises(TimeoutError):
+        context.wrap_socket(near, server_hostname="localhost")
+    far.close()
+    near, far = socket.socketpair()
+    far.close()
+    with pytest.raises(ConnectionError):
+        context.wrap_socket(near, server_hostname="localhost")
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 import transport
 from certs.credential import Credential, TrustAnchors
 from transport.adapters.ssl_context import client_ssl_context, server_ssl_context
 from transport.errors import APIMisuse
+from transport.policy import SUITES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,6 +102,50 @@ def test_recv_into_part_of_a_buffer(ends: Ends) -> None:
     assert ends.client.recv_into(buffer, 2) == 2
     assert ends.client.recv_into(memoryview(buffer)[2:]) == 4
     assert bytes(buffer) == b"abcdef\0\0\0\0"
+
+
+def test_read_and_recv_have_the_arguments_of_the_standard_library(ends: Ends) -> None:
+    ends.server.sendall(b"abcdefgh")
+    buffer = bytearray(10)
+    assert ends.client.read(1) == b"a"
+    assert ends.client.read(2, buffer) == 2
+    assert ends.client.recv(1) == b"d"
+    assert bytes(buffer[:2]) == b"bc"
+    assert ends.client.read() == b"efgh"
+    ends.server.sendall(b"ijkl")
+    assert ends.client.recv() == b"ijkl"
+    ends.server.close()
+    assert ends.client.read(10, buffer) == 0
+
+
+def test_what_a_socket_tells_of_itself(identities: Any) -> None:
+    ends = Ends(identities)
+    for end in (ends.client, ends.server):
+        assert end.get_channel_binding() is None
+        assert not end.session_reused
+        assert end.session is None
+        assert end.context is None
+        assert (end.family, end.type, end.timeout) == (
+            socket.AF_UNIX,
+            socket.SOCK_STREAM,
+            DEADLINE_SECONDS,
+        )
+    assert (ends.client.server_side, ends.client.server_hostname) == (False, "localhost")
+    assert (ends.server.server_side, ends.server.server_hostname) == (True, None)
+    ends.shake_hands()
+    binding = ends.client.get_channel_binding("tls-exporter")
+    assert binding == ends.server.get_channel_binding()
+    assert binding == ends.client.export_keying_material("EXPORTER-Channel-Binding", 32, b"")
+    with pytest.raises(ValueError, match="tls-unique"):
+        ends.client.get_channel_binding("tls-unique")
+    with socket.socket(fileno=ends.client.detach()) as raw:
+        assert ends.client.fileno() == -1
+        with pytest.raises(APIMisuse):
+            ends.client.recv()
+        ends.server.sendall(b"sealed")
+        assert raw.recv(100)  # neither closed nor shut down
+    ends.client.close()
+    ends.server.close()
 
 
 def test_sendfile_whole_and_in_part(ends: Ends, tmp_path: Any) -> None:
@@ -196,6 +242,47 @@ def test_a_socket_wrapped_before_it_is_connected(identities: Any) -> None:
         assert client.recv(10) == b"hello"
         client.close()
         served[0].close()
+
+
+def test_a_handshake_that_was_put_off_is_not_done_by_connect(identities: Any) -> None:
+    context = client_ssl_context(identities.anchors)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = context.wrap_socket(
+            socket.socket(), do_handshake_on_connect=False, server_hostname="localhost"
+        )
+        assert isinstance(client, transport.TLSSocket)
+        client.settimeout(1.0)
+        client.connect(silent.getsockname())
+        assert client.context is context
+        client.close()
+
+
+def show(context: ssl.SSLContext, policy: transport.SecurityPolicy, anchors: Any) -> None:
+    versions = {"TLS 1.2": ssl.TLSVersion.TLSv1_2, "TLS 1.3": ssl.TLSVersion.TLSv1_3}
+    assert context.minimum_version == min(versions[one] for one in policy.versions)
+    assert context.maximum_version == max(versions[one] for one in policy.versions)
+    context.minimum_version = context.minimum_version  # as it is
+    shown = [cipher["id"] & 0xFFFF for cipher in context.get_ciphers()]
+    assert shown == [SUITES[suite].code_point for suite in policy.suites]
+    expected = [one.public_bytes(Encoding.DER) for one in anchors.certificates] if anchors else []
+    assert context.get_ca_certs(binary_form=True) == expected
+
+
+@pytest.mark.parametrize("name", transport.policy_names())
+def test_a_clients_context_shows_what_is_checked(name: str, identities: Any) -> None:
+    policy = transport.get_policy(name)
+    show(client_ssl_context(identities.anchors, policy=policy), policy, identities.anchors)
+
+
+@pytest.mark.parametrize("name", ["2026-11", "2026-11-tls13"])
+@pytest.mark.parametrize("mutual", [False, True])
+def test_a_servers_context_shows_what_is_checked(
+    name: str, identities: Any, *, mutual: bool
+) -> None:
+    policy = transport.get_policy(name)
+    anchors = identities.anchors if mutual else None
+    context = server_ssl_context(identities.ec, policy=policy, client_anchors=anchors)
+    show(context, policy, anchors)
 
 
 def test_what_the_session_is_in_the_words_of_the_standard_library(ends: Ends) -> None:

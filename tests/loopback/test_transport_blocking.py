@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import http.server
 import io
 import os
+import resource
+import select
 import selectors
 import shutil
 import socket
@@ -15,6 +18,7 @@ import ssl
 import subprocess
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,9 +28,9 @@ from transport import APIMisuse, KeyLogFile, TLSSocket, TruncatedStream, WantRea
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 DEADLINE_SECONDS = 20.0
+MONTHS_SECONDS = 100 * 24 * 3600.0  # more than poll(2) takes
 BODY = bytes(range(256)) * 4096
 
 
@@ -192,6 +196,11 @@ def test_receiving_times_out_and_goes_on(identities: Any) -> None:
         server.sendall(b"late")
         client.settimeout(DEADLINE_SECONDS)
         assert client.recv(100) == b"late"
+        client.settimeout(MONTHS_SECONDS)
+        sender = threading.Timer(0.1, server.sendall, [b"later"])
+        sender.start()
+        assert client.recv(100) == b"later"
+        sender.join(DEADLINE_SECONDS)
 
 
 def test_a_send_that_timed_out_ends_the_connection(identities: Any) -> None:
@@ -204,6 +213,38 @@ def test_a_send_that_timed_out_ends_the_connection(identities: Any) -> None:
         client.close()
         with server.makefile("rb") as file, pytest.raises(TruncatedStream):
             file.read()
+
+
+def wait_for_reset(connection: TLSSocket) -> None:
+    poll = select.poll()
+    poll.register(connection, 0)
+    assert poll.poll(DEADLINE_SECONDS * 1000)
+
+
+def test_what_a_peer_said_before_it_went_can_be_read_after_a_send_failed(identities: Any) -> None:
+    """As of a server that refuses an upload half-way and closes."""
+    with two_ends(identities) as (client, server):
+        server.sendall(b"413")
+        server.close()
+        client.sendall(b"upload")  # which draws the reset
+        wait_for_reset(client)
+        with pytest.raises(ConnectionError, match="can still be read") as caught:
+            client.sendall(b"upload")
+        assert caught.value.errno in {errno.EPIPE, errno.ECONNRESET}
+        with pytest.raises(type(caught.value), match="can still be read"):  # and it stays so
+            client.send(b"more")
+        assert client.recv(100) == b"413"
+        assert client.recv(100) == b""
+
+
+def test_an_error_of_the_socket_ends_the_connection_for_good(identities: Any) -> None:
+    with two_ends(identities) as (client, _server):
+        with Path(os.devnull).open("wb") as cannot_be_read:
+            os.dup2(cannot_be_read.fileno(), client.fileno())
+        for operation in (lambda: client.recv(1), lambda: client.send(b"x")):
+            with pytest.raises(OSError, match="descriptor") as caught:
+                operation()
+            assert caught.value.errno == errno.EBADF
 
 
 def test_non_blocking_with_a_selector(identities: Any) -> None:
@@ -342,6 +383,23 @@ def test_closing_the_listener_wakes_every_thread_in_accept(identities: Any) -> N
     listener.close()
 
 
+def test_a_listener_that_gets_no_descriptor_says_so_and_goes_on_when_it_does(
+    identities: Any,
+) -> None:
+    raw = socket.create_server(("127.0.0.1", 0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with transport.wrap_listener(raw, credential=identities.ec) as listener:
+        listener.settimeout(0.05)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                listener.accept()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        with pytest.raises(TimeoutError):
+            listener.accept()
+
+
 def test_accept_has_timeouts(identities: Any) -> None:
     with transport.wrap_listener(
         socket.create_server(("127.0.0.1", 0)), credential=identities.ec
@@ -349,6 +407,18 @@ def test_accept_has_timeouts(identities: Any) -> None:
         listener.settimeout(0.05)
         with pytest.raises(TimeoutError):
             listener.accept()
+        listener.settimeout(MONTHS_SECONDS)
+        closer = threading.Timer(0.1, listener.close)
+        closer.start()
+        with pytest.raises(OSError, match="descriptor"):
+            listener.accept()
+        closer.join(DEADLINE_SECONDS)
+
+
+def test_accept_need_not_wait(identities: Any) -> None:
+    with transport.wrap_listener(
+        socket.create_server(("127.0.0.1", 0)), credential=identities.ec
+    ) as listener:
         listener.setblocking(flag=False)
         with pytest.raises(BlockingIOError):
             listener.accept()

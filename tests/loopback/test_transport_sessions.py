@@ -15,6 +15,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -479,7 +480,7 @@ def test_sessions_stay_in_their_process(
     assert len(sessions) == 2
 
 
-@pytest.mark.parametrize("end", ["closed", "aborted", "truncated"])
+@pytest.mark.parametrize("end", ["closed", "aborted", "truncated", "broken"])
 def test_a_connection_that_ends_badly_takes_its_tickets_along(
     end: str, identities: Identities
 ) -> None:
@@ -511,6 +512,13 @@ def test_a_connection_that_ends_badly_takes_its_tickets_along(
         connection.sendall(HELLO)
         if end == "truncated":
             with pytest.raises(transport.TruncatedStream):
+                connection.recv(1)
+            assert len(sessions) == 0
+            connection.close()
+        elif end == "broken":
+            with Path(os.devnull).open("wb") as cannot_be_read:
+                os.dup2(cannot_be_read.fileno(), connection.fileno())
+            with pytest.raises(OSError, match="descriptor"):
                 connection.recv(1)
             assert len(sessions) == 0
             connection.close()

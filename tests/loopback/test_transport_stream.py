@@ -7,10 +7,11 @@ import gc
 import logging
 import os
 import resource
+import select
 import socket
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -345,6 +346,26 @@ async def test_who_waits_for_a_stream_keeps_it_alive(identities: Any) -> None:
         gc.collect()
         answer.set()
         await over.wait()
+
+
+async def test_what_a_peer_said_before_it_went_can_be_read_after_a_write_failed(
+    identities: Any,
+) -> None:
+    async with two_ends(identities) as (client, server):
+        await server.send_all(b"413")
+        server.close()
+        await server.wait_closed()
+        await client.send_all(b"upload")  # which draws the reset
+        await asyncio.to_thread(wait_for_reset, client)
+        with pytest.raises(ConnectionError, match="can still be read"):
+            await client.send_all(b"upload")
+        assert await client.read() == b"413"
+
+
+def wait_for_reset(stream: TLSStream) -> None:
+    poll = select.poll()
+    poll.register(cast("socket.socket", stream.get_extra_info("socket")), 0)
+    assert poll.poll(DEADLINE_SECONDS * 1000)
 
 
 async def test_what_is_known_of_a_stream(identities: Any) -> None:

@@ -23,15 +23,23 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Final, NoReturn, Self
 
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from transport.adapters.ssl_object import TLSObject
-from transport.blocking import TLSListener
-from transport.context import EndpointContext, server_context, shared_client_context
+from transport.adapters.ssl_socket import TLSContextListener, TLSContextSocket
+from transport.context import (
+    SUITE_ALIASES,
+    EndpointContext,
+    server_context,
+    shared_client_context,
+)
 from transport.errors import APIMisuse
-from transport.policy import DEFAULT_POLICY, SecurityPolicy
+from transport.policy import DEFAULT_POLICY, ProtocolVersion, SecurityPolicy
 from transport.revocation import StaplePolicy
-from transport.tls_socket import DEFAULT_HANDSHAKE_TIMEOUT_SECONDS, TLSSocket
+from transport.tls_socket import DEFAULT_HANDSHAKE_TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
+    from _ssl import _Cipher
     from collections.abc import Callable, Iterable
 
     from certs.credential import Credential, TrustAnchors
@@ -88,15 +96,22 @@ class TLSContext(ssl.SSLContext):
         build: Callable[[Credential | None], Build],  # noqa: ARG004 - for __init__
         *,
         credential: Credential | None,  # noqa: ARG004 - the same
+        policy: SecurityPolicy,
         server_side: bool,
-        client_anchors: bool = False,
+        peer_anchors: TrustAnchors | None,
         alpn_protocols: Iterable[str] = (),  # noqa: ARG004 - the same
         handshake_timeout_seconds: float = DEFAULT_HANDSHAKE_TIMEOUT_SECONDS,  # noqa: ARG004 - the same
     ) -> Self:
         """Make the real context that is inherited from, and shows what is checked."""
         self = super().__new__(cls, ssl.PROTOCOL_TLS_SERVER if server_side else _CLIENT)
-        if client_anchors:
+        versions = [_VERSIONS[version] for version in policy.versions]
+        super().__setattr__(self, "minimum_version", min(versions))
+        super().__setattr__(self, "maximum_version", max(versions))
+        super().set_ciphers(self, ":".join(SUITE_ALIASES.values()))  # `get_ciphers` chooses
+        if peer_anchors is not None:
             super().__setattr__(self, "verify_mode", ssl.CERT_REQUIRED)
+            for anchor in peer_anchors.certificates:
+                super().load_verify_locations(self, cadata=anchor.public_bytes(Encoding.DER))
         return self
 
     def __init__(
@@ -104,12 +119,14 @@ class TLSContext(ssl.SSLContext):
         build: Callable[[Credential | None], Build],
         *,
         credential: Credential | None,
+        policy: SecurityPolicy,
         server_side: bool,
-        client_anchors: bool = False,  # noqa: ARG002 - for __new__
+        peer_anchors: TrustAnchors | None,  # noqa: ARG002 - for __new__
         alpn_protocols: Iterable[str] = (),
         handshake_timeout_seconds: float = DEFAULT_HANDSHAKE_TIMEOUT_SECONDS,
     ) -> None:
         self._build_for = build
+        self._policy = policy
         self._server_side = server_side
         self._handshake_timeout_seconds = handshake_timeout_seconds
         self._alpn_protocols = tuple(alpn_protocols)
@@ -138,22 +155,27 @@ class TLSContext(ssl.SSLContext):
         suppress_ragged_eofs: bool = True,  # noqa: ARG002, FBT001 - truncation is always told
         server_hostname: str | bytes | None = None,
         session: None = None,
-    ) -> TLSSocket | TLSListener:
+    ) -> TLSContextSocket | TLSContextListener:
         """Wrap a connected socket, and do its handshake unless told not to; or a listening one.
 
         A listening socket becomes a `TLSListener`, whose connections do their handshakes with
-        first use. A non-blocking socket does its handshake later, too.
+        first use. A non-blocking socket does its handshake later, too. They raise `TLSFailure`,
+        `ConnectionError` and `TimeoutError` (see `transport.adapters.ssl_socket`).
         """
         self._require(server_side=server_side, session=session)
         endpoint = self._endpoints.get(self._alpn_protocols)
         timeout_seconds = self._handshake_timeout_seconds
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            return TLSListener(sock, endpoint, handshake_timeout_seconds=timeout_seconds)
-        connection = TLSSocket(
+            return TLSContextListener(
+                sock, endpoint, context=self, handshake_timeout_seconds=timeout_seconds
+            )
+        connection = TLSContextSocket(
             sock,
             endpoint,
+            context=self,
             server_hostname=None if server_side else _text(server_hostname),
             handshake_timeout_seconds=timeout_seconds,
+            do_handshake_on_connect=do_handshake_on_connect,
         )
         if do_handshake_on_connect and connection.gettimeout() != 0 and _is_connected(sock):
             try:
@@ -201,6 +223,12 @@ class TLSContext(ssl.SSLContext):
             )
         super().__setattr__(name, value)
 
+    def get_ciphers(self) -> list[_Cipher]:
+        """Return the policy's suites, most preferred first."""
+        known = {cipher["name"]: cipher for cipher in super().get_ciphers()}
+        names = (SUITE_ALIASES.get(suite, suite) for suite in self._policy.suites)
+        return [known[name] for name in names if name in known]
+
     def load_cert_chain(self, *_arguments: object, **_options: object) -> NoReturn:
         """Refuse: the credential is given to `server_ssl_context` or `client_ssl_context`."""
         _refuse_loading("a certificate chain", "credential=")
@@ -230,6 +258,10 @@ class TLSContext(ssl.SSLContext):
         _refuse_loading("parameters of finite-field key exchange", "policy=")
 
 
+_VERSIONS: Final = {
+    ProtocolVersion.TLS_1_2: ssl.TLSVersion.TLSv1_2,
+    ProtocolVersion.TLS_1_3: ssl.TLSVersion.TLSv1_3,
+}
 _CLIENT: Final = ssl.PROTOCOL_TLS_CLIENT  # host names are checked, certificates required
 
 
@@ -271,8 +303,9 @@ def server_ssl_context(
     return TLSContext(
         build_for,
         credential=credential,
+        policy=policy,
         server_side=True,
-        client_anchors=client_anchors is not None,
+        peer_anchors=client_anchors,
         alpn_protocols=_protocols(alpn_protocols),
         handshake_timeout_seconds=handshake_timeout_seconds,
     )
@@ -311,7 +344,9 @@ def client_ssl_context(
     return TLSContext(
         build_for,
         credential=credential,
+        policy=policy,
         server_side=False,
+        peer_anchors=trust_anchors,
         alpn_protocols=_protocols(alpn_protocols),
         handshake_timeout_seconds=handshake_timeout_seconds,
     )

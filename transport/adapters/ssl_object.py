@@ -5,7 +5,7 @@ call the object, and send what they find in the other. Here the call goes to a `
 session is held to its policy as everywhere else: whole check, groups included, before a byte moves.
 
 **Errors** have to be `ssl.SSLError`, or those libraries take them for bugs and log a traceback.
-`TLSFailure` is one, and carries the `TransportError` that says who erred as its cause.
+`TLSFailure` is one, besides being a `TransportError`, and carries the error that says who erred.
 A rejected certificate is an `ssl.SSLCertVerificationError` too.
 
 **Whose connection is this?** An ASGI application is called with a scope that has no room for the
@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, overload
 from transport.connection import MAX_WRITE_BYTES, TLSCore, Want
 from transport.errors import APIMisuse, CertificateRejected, TransportError
 from transport.session_views import SessionViews
-from transport.tls_socket import WantRead, WantWrite
+from transport.tls_socket import DEFAULT_RECEIVE_BYTES, WantRead, WantWrite
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,24 +47,38 @@ if TYPE_CHECKING:
     from transport.context import EndpointContext
     from transport.negotiated import NegotiatedSession
 
-__all__ = ["CertificateFailure", "TLSFailure", "TLSObject", "current_connection"]
+__all__ = ["CertificateFailure", "TLSFailure", "TLSObject", "current_connection", "ssl_failure"]
 
-_DEFAULT_READ_BYTES: Final = 1024
 _WANT_READ: Final = (ssl.SSLErrorNumber.SSL_ERROR_WANT_READ, "more bytes are needed first")
 _current: ContextVar[TLSObject | None] = ContextVar("transport_current_connection", default=None)
 _Result = TypeVar("_Result")
 
 
-class TLSFailure(ssl.SSLError):
+class TLSFailure(TransportError, ssl.SSLError):
     """A `TransportError` for code that expects `ssl.SSLError`; see `transport_error`."""
 
     def __init__(self, error: TransportError) -> None:
-        super().__init__(ssl.SSLErrorNumber.SSL_ERROR_SSL, str(error))
+        super().__init__(
+            error.problem,
+            advice=error.advice,
+            alert_sent=error.alert_sent,
+            alert_received=error.alert_received,
+        )
+        self.errno, self.strerror = ssl.SSLErrorNumber.SSL_ERROR_SSL, str(error)
         self.transport_error = error
 
+    def __reduce__(self) -> tuple[Callable[..., TLSFailure], tuple[object, ...]]:
+        return type(self), (self.transport_error,)
 
-class CertificateFailure(TLSFailure, ssl.SSLCertVerificationError):
+
+class CertificateFailure(TLSFailure, CertificateRejected, ssl.SSLCertVerificationError):
     """A `CertificateRejected` for code that expects `ssl.SSLCertVerificationError`."""
+
+
+def ssl_failure(error: TransportError) -> TLSFailure:
+    """Return what to raise instead where `ssl.SSLError` is expected."""
+    rejected = isinstance(error, CertificateRejected)
+    return CertificateFailure(error) if rejected else TLSFailure(error)
 
 
 def current_connection() -> TLSObject | None:
@@ -96,7 +110,6 @@ class TLSObject(SessionViews):
         self.context = context
         self.server_side = endpoint.server_side
         self.server_hostname = server_hostname
-        self.session: None = None
 
     def __repr__(self) -> str:
         state = "established" if self._core.is_established else "not established"
@@ -117,10 +130,14 @@ class TLSObject(SessionViews):
         """The certificates that this connection's server showed; empty on the client's side."""
         return self._server_certificates_pem
 
-    @property
-    def session_reused(self) -> bool:
-        """Whether the session was resumed."""
-        return self._core.is_established and self._core.negotiated.resumed
+    def export_keying_material(
+        self, label: str, length_bytes: int, context: bytes | None = None
+    ) -> bytes:
+        """Return keying material bound to this session (RFC 9846 section 7.5, RFC 5705).
+
+        `length_bytes` is 1 to 8160.
+        """
+        return self._call(lambda: self._core.export_keying_material(label, length_bytes, context))
 
     def do_handshake(self) -> None:
         """Take the handshake as far as the bytes at hand allow, and check its outcome."""
@@ -138,7 +155,7 @@ class TLSObject(SessionViews):
     @overload
     def read(self, limit_bytes: int, buffer: Buffer) -> int: ...
     def read(
-        self, limit_bytes: int = _DEFAULT_READ_BYTES, buffer: Buffer | None = None
+        self, limit_bytes: int = DEFAULT_RECEIVE_BYTES, buffer: Buffer | None = None
     ) -> bytes | int:
         """Return at most `limit_bytes` of plaintext, or put them into `buffer`.
 
@@ -167,18 +184,6 @@ class TLSObject(SessionViews):
         if self._call(lambda: self._core.read(1)):
             self._refuse("the peer was still sending when TLS was to end")
 
-    def shared_ciphers(self) -> None:
-        """Return None: the client's offer is not kept."""
-        return
-
-    def get_channel_binding(self, cb_type: str = "tls-exporter") -> bytes | None:
-        """Return the channel binding "tls-exporter" (RFC 9266); no other is offered."""
-        if cb_type != "tls-exporter":
-            raise ValueError(f"{cb_type} channel binding type not implemented")
-        if not self._core.is_established:
-            return None
-        return self._core.export_keying_material("EXPORTER-Channel-Binding", 32, b"")
-
     def verify_client_post_handshake(self) -> NoReturn:
         """Refuse: a client authenticates in the handshake or not at all."""
         self._refuse("post-handshake authentication is not offered")
@@ -196,10 +201,8 @@ class TLSObject(SessionViews):
             self._core.receive_end()
         try:
             result = operation()
-        except CertificateRejected as error:
-            raise CertificateFailure(error) from error
         except TransportError as error:
-            raise TLSFailure(error) from error
+            raise ssl_failure(error) from error
         finally:
             if data := self._core.data_to_send():
                 self._outgoing.write(data)
