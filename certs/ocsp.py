@@ -106,14 +106,21 @@ def build_ocsp_response(
     with `responder`, that of a delegated responder. `revoked_at` is for a revoked certificate
     and no other. `identifier_hash` is SHA-1 unless given, which every client knows.
     producedAt is the system's time: the library leaves no choice. Raises
-    `IssuanceError` for a key that is not the signer's, a responder without id-kp-OCSPSigning or of
-    another issuer, and times without a zone or in the wrong order.
+    `IssuanceError` for a key that is not the signer's or may not sign this, a responder without
+    id-kp-OCSPSigning or of another issuer, and times without a zone or in the wrong order.
     """
     signer = issuer if responder is None else responder
     require_signer(signer, signing_key)
     require_window(now, next_update)
     if (revoked_at is not None) != (status is CertificateStatus.REVOKED):
         raise IssuanceError("a time of revocation belongs to a revoked certificate, and only there")
+    if reason is not None and status is not CertificateStatus.REVOKED:
+        raise IssuanceError("a reason belongs to a revoked certificate, and only there")
+    if not _may_sign(signer):
+        raise IssuanceError(
+            "the signer's certificate does not let it sign OCSP responses (keyUsage "
+            "digitalSignature); delegate to a responder"
+        )
     if not _is_issued_by(certificate, issuer):
         raise IssuanceError("the certificate was not issued by this issuer")
     if responder is not None and not _is_delegated(responder, issuer, now):
@@ -139,6 +146,15 @@ def build_ocsp_response(
         builder = builder.certificates([responder])
     response = builder.sign(signing_key, signature_hash(signing_key.public_key()))
     return response.public_bytes(Encoding.DER)
+
+
+def _may_sign(signer: x509.Certificate) -> bool:
+    """Whether keyUsage allows it; a certificate without keyUsage may do anything (4.2.1.3)."""
+    try:
+        usage = signer.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        return True
+    return usage.digital_signature
 
 
 # Reading

@@ -62,16 +62,19 @@ class CertificateProfile:
     path_length: int | None = None
 
 
+# With digitalSignature, for the OCSP responses that they sign themselves (4.2.1.3).
+_OF_AUTHORITIES = frozenset({"key_cert_sign", "crl_sign", "digital_signature"})
+
 ROOT_CA = CertificateProfile(
     name="root-ca",
     lifetime=timedelta(days=3650),
-    key_usage=frozenset({"key_cert_sign", "crl_sign"}),
+    key_usage=_OF_AUTHORITIES,
     is_ca=True,
 )
 ISSUING_CA = CertificateProfile(
     name="issuing-ca",
     lifetime=timedelta(days=1825),
-    key_usage=frozenset({"key_cert_sign", "crl_sign"}),
+    key_usage=_OF_AUTHORITIES,
     is_ca=True,
     path_length=0,
 )

@@ -24,7 +24,6 @@ of now. The trust anchor that ends a path is not asked about (section 6.1).
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -61,9 +60,10 @@ CLOCK_SKEW: Final = timedelta(minutes=5)
 _MAX_LISTS: Final = 1000
 _MAX_REMEMBERED_ISSUERS: Final = 256
 _MAX_CRL_NUMBER: Final = 1 << 159  # section 5.2.3: 20 octets
-_PEM_BLOCK: Final = re.compile(
-    rb"-----BEGIN X509 CRL-----.{1,%d}?-----END X509 CRL-----" % MAX_CRL_FILE_BYTES, re.DOTALL
-)
+_SERIAL_LIMIT: Final = 1 << 159
+_EARLIEST: Final = datetime(1950, 1, 1, tzinfo=UTC)  # UTCTime's first year, section 4.1.2.5.1
+_BEGIN, _END = b"-----BEGIN X509 CRL-----", b"-----END X509 CRL-----"
+_CRITICAL: Final = b"\x01\x01\xff"  # as every critical extension has it, in DER
 _HASHES: Final = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 
 
@@ -74,9 +74,9 @@ _HASHES: Final = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 class RevokedCertificate:
     """An entry of a list: the serial number, when it was revoked, and why.
 
-    Raises `IssuanceError` for a time without a zone, and for the reasons that RFC 5280 section
-    5.3.1 keeps out of full lists (`remove_from_crl`) or that are said by leaving the reason out
-    (`unspecified`).
+    Raises `IssuanceError` for a serial number that no certificate has (section 4.1.2.2), a time
+    without a zone or before 1950, and the reasons that section 5.3.1 keeps out of full lists
+    (`remove_from_crl`) or that are said by leaving the reason out (`unspecified`).
     """
 
     serial_number: int
@@ -84,8 +84,14 @@ class RevokedCertificate:
     reason: x509.ReasonFlags | None = None
 
     def __post_init__(self) -> None:
+        # The library's builder, made at once from all of it, checks nothing; and it is made so
+        # because a hundred thousand entries are.
+        if not 0 < self.serial_number < _SERIAL_LIMIT:
+            raise IssuanceError("a serial number is positive and has at most 20 octets")
         if self.revoked_at.tzinfo is None:
             raise IssuanceError("the time of a revocation has no time zone; give an aware datetime")
+        if self.revoked_at < _EARLIEST:
+            raise IssuanceError("a revocation before 1950 cannot be written; give its time")
         if self.reason in (x509.ReasonFlags.remove_from_crl, x509.ReasonFlags.unspecified):
             raise IssuanceError(
                 f"{self.reason.value} is no reason of a list's entry; give another, or none"
@@ -342,13 +348,13 @@ def _split(data: bytes) -> list[bytes]:
         raise UnusableCRL(f"a CRL file has more than {MAX_CRL_FILE_BYTES} bytes; split it")
     if data[:1] == b"\x30":
         return [data]
-    blocks = _PEM_BLOCK.findall(data)
-    if not blocks:
+    if _BEGIN not in data:
         raise UnusableCRL(
             "a CRL file is neither PEM nor DER; give blocks that begin with "
             "-----BEGIN X509 CRL-----"
         )
-    if data.count(b"-----BEGIN") != len(blocks):
+    blocks = [b"-----BEGIN" + rest for rest in data.split(b"-----BEGIN")[1:]]
+    if not all(block.startswith(_BEGIN) and _END in block for block in blocks):
         raise UnusableCRL("a CRL file has a block that is cut off or is no CRL; fetch it anew")
     return blocks
 
@@ -362,6 +368,7 @@ def _read(data: bytes) -> _List:
         extensions = parsed.extensions
         next_update = parsed.next_update_utc
         serial_numbers = frozenset(entry.serial_number for entry in parsed)
+        critical_of_entry = _critical_of_entry(parsed)
         issuer, this_update = parsed.issuer, parsed.last_update_utc
     except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
         reason = " ".join(str(error).split())[:120]
@@ -369,6 +376,10 @@ def _read(data: bytes) -> _List:
     name = _named(issuer)
     if next_update is None:
         raise UnusableCRL(f"the CRL of {name} does not say when it ends (nextUpdate)")
+    if critical_of_entry is not None:  # section 5.3: such a list must not be used
+        raise UnusableCRL(
+            f"an entry of the CRL of {name} has a critical extension, {critical_of_entry}"
+        )
     if hashed is not None and not isinstance(hashed, _HASHES):
         raise UnusableCRL(f"the CRL of {name} is signed with {hashed.name}, which can be forged")
     return _List(
@@ -380,6 +391,14 @@ def _read(data: bytes) -> _List:
         serial_numbers=serial_numbers,
         scope=_scope(extensions, name),
     )
+
+
+def _critical_of_entry(parsed: x509.CertificateRevocationList) -> str | None:
+    """Return the OID of some entry's critical extension; few lists have one, and long ones none."""
+    if _CRITICAL not in parsed.tbs_certlist_bytes:
+        return None
+    found = (one for entry in parsed for one in entry.extensions if one.critical)
+    return next((one.oid.dotted_string for one in found), None)
 
 
 def _identifier_of_signer(extensions: x509.Extensions) -> bytes | None:

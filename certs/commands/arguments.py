@@ -6,19 +6,19 @@ They come from a file, from standard input (``-``), or from a prompt that does n
 
 from __future__ import annotations
 
-import getpass
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from certs.errors import InvalidInput
-from certs.keystore import KeyStore
+from certs.keystore import KeyStore, files
 from certs.keystore.access import OWNER
-from certs.keystore.files import create_file
+from certs.keystore.kek.secret_input import ask_on_terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import BinaryIO
 
     from certs.keystore.kek import KEKProvider
@@ -30,12 +30,16 @@ __all__ = [
     "read_bytes",
     "read_lines",
     "read_secret",
+    "require_absent",
     "store_address",
+    "text_bytes",
     "write_secret",
+    "writing_to",
 ]
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _STANDARD = Path("-")
+_INSTEAD = "give --in FILE, or --in -"
 
 
 def store_address(url: str | None) -> str:
@@ -81,23 +85,46 @@ def read_secret(source: Path | None, most: int, *, prompt: str) -> bytes:
     if source is not None:
         return read_bytes(source, most)
     if not sys.stdin.isatty():
-        raise InvalidInput("there is no terminal to ask at; give --from FILE, or --from -")
-    first = getpass.getpass(f"{prompt}: ")
-    if getpass.getpass(f"{prompt}, again: ") != first:
+        raise InvalidInput("there is no terminal to ask at; give --in FILE, or --in -")
+    first = ask_on_terminal(prompt, _INSTEAD)
+    if ask_on_terminal(f"{prompt}, again", _INSTEAD) != first:
         raise InvalidInput("the two were not the same; nothing was stored")
-    return first.encode()
+    return first
+
+
+def text_bytes(text: str, what: str) -> bytes:
+    """Return an argument in UTF-8; `InvalidInput` if it was given in something else."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{what} is not UTF-8") from None
+
+
+def require_absent(*destinations: Path) -> None:
+    """Raise `InvalidInput` if a file is in the way, or one place was named twice."""
+    for destination in destinations:
+        if destination != _STANDARD and (destination.exists() or destination.is_symlink()):
+            raise InvalidInput(f"{destination} exists and is not overwritten")
+    if len({*destinations}) < len(destinations):
+        raise InvalidInput("two things cannot be written to one place; name another file")
+
+
+@contextmanager
+def writing_to(destination: Path) -> Iterator[Callable[[bytes], object]]:
+    """Yield what writes to standard output for ``-``, or to a new 0600 file that appears whole."""
+    if destination == _STANDARD:
+        yield sys.stdout.buffer.write
+        sys.stdout.buffer.flush()
+        return
+    require_absent(destination)
+    with files.writing_to(destination) as write:
+        yield write
 
 
 def write_secret(destination: Path, content: bytes) -> None:
     """Write bytes to a new file of mode 0600, or to standard output for ``-``."""
-    if destination == _STANDARD:
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
-        return
-    try:
-        create_file(destination.absolute(), content)
-    except FileExistsError:
-        raise InvalidInput(f"{destination} exists and is not overwritten") from None
+    with writing_to(destination) as write:
+        write(content)
 
 
 def _bounded(file: BinaryIO, name: str, most: int) -> bytes:

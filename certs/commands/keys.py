@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import getpass
 import sys
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,14 +16,18 @@ from certs.commands.arguments import (
     open_store,
     read_bytes,
     read_secret,
+    require_absent,
     store_address,
+    text_bytes,
     write_secret,
 )
 from certs.commands.output import print_json, say
 from certs.errors import BadSignature, UnsupportedKey
+from certs.key_types import KeyType, key_type_of, require_private_key
 from certs.keystore import KeyStore
 from certs.keystore.address import require_vacant
 from certs.keystore.kek import create_kek
+from certs.keystore.kek.secret_input import ask_on_terminal
 from certs.keystore.kinds import require_key_type
 from certs.keystore.payload import AES_256_BYTES, MAX_SECRET_BYTES
 from certs.keystore.wrapping import MAX_WRAPPED_KEY_BYTES, MAX_WRAPPING_BYTES
@@ -107,10 +110,15 @@ def run_import(
 ) -> int:
     """Store a private key from PEM or DER, or the 32 bytes of an AES-256 key; return 0."""
     content = read_bytes(source, _MAX_KEY_FILE_BYTES)
-    symmetric = key_type is not None and require_key_type(key_type).value == "aes-256"
-    if symmetric and len(content) != AES_256_BYTES:
-        raise UnsupportedKey(f"an AES-256 key has {AES_256_BYTES} bytes, not {len(content)}")
-    key = content if symmetric else _loaded(content, password_file)
+    wanted = None if key_type is None else require_key_type(key_type)
+    if wanted is KeyType.AES_256:
+        if len(content) != AES_256_BYTES:
+            raise UnsupportedKey(f"an AES-256 key has {AES_256_BYTES} bytes, not {len(content)}")
+        key: object = content
+    else:
+        key = _loaded(content, password_file)
+        if wanted not in (None, found := key_type_of(require_private_key(key))):
+            raise UnsupportedKey(f"{source} holds a key of type {found}, not {wanted}")
     with open_store(store, kek) as keys:
         info = keys.import_key(
             name, key, purpose=purpose, exportable=exportable, purge_protected=purge_protected
@@ -268,8 +276,9 @@ def run_wrap(
 ) -> int:
     """Wrap the bytes of a file; return 0."""
     plaintext = read_bytes(source, MAX_WRAPPED_KEY_BYTES)
+    bound_to = text_bytes(context, "--context")
     with open_store(store, kek) as keys:
-        wrapped = keys.wrap(name, plaintext, context=context.encode(), version=version)
+        wrapped = keys.wrap(name, plaintext, context=bound_to, version=version)
     return _give(out, wrapped, {"name": name}, as_json=as_json, field="wrapped")
 
 
@@ -286,7 +295,7 @@ def run_unwrap(
     """Unwrap what `run_wrap` or `run_data_key` wrapped; return 0."""
     wrapped = read_bytes(source, MAX_WRAPPING_BYTES)
     with open_store(store, kek) as keys:
-        plaintext = keys.unwrap(name, wrapped, context=context.encode())
+        plaintext = keys.unwrap(name, wrapped, context=text_bytes(context, "--context"))
     return _give(out, plaintext, {"name": name}, as_json=as_json, field="plaintext")
 
 
@@ -301,8 +310,9 @@ def run_data_key(
     as_json: bool,
 ) -> int:
     """Make a data key; write its wrapped form, then the key itself; return 0."""
+    require_absent(wrapped_out, out)  # before a half of it is written
     with open_store(store, kek) as keys:
-        key = keys.generate_data_key(name, context=context.encode())
+        key = keys.generate_data_key(name, context=text_bytes(context, "--context"))
     write_secret(wrapped_out, key.wrapped)
     return _give(out, key.plaintext, {"name": name, "version": key.version}, as_json=as_json)
 
@@ -341,15 +351,13 @@ def run_secret_get(
 def _loaded(content: bytes, password_file: Path | None) -> object:
     """Read a private key; ask at the terminal for a password that it needs and that none gave."""
     password = None
-    if password_file is not None:
+    is_pem = content.lstrip().startswith(b"-----BEGIN")
+    load = serialization.load_pem_private_key if is_pem else serialization.load_der_private_key
+    is_open = is_pem and b"ENCRYPTED" not in content[:200]  # and takes no password
+    if password_file is not None and not is_open:
         password = read_bytes(password_file, _MAX_KEY_FILE_BYTES).rstrip(b"\r\n")
-    load = (
-        serialization.load_pem_private_key
-        if content.lstrip().startswith(b"-----BEGIN")
-        else serialization.load_der_private_key
-    )
-    if password is None and b"ENCRYPTED" in content[:200] and sys.stdin.isatty():
-        password = getpass.getpass("password of the key: ").encode()
+    elif is_pem and not is_open and sys.stdin.isatty():
+        password = ask_on_terminal("password of the key", "give --password-file")
     try:
         return load(content, password)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -394,6 +402,9 @@ def _line(info: KeyInfo) -> str:
     marks = {
         "exportable": info.exportable and info.purpose != "secret",
         "disabled": not info.enabled,
+        f"disabled versions: {', '.join(map(str, sorted(info.disabled_versions)))}": bool(
+            info.disabled_versions
+        ),
         "purge-protected": info.purge_protected,
         "purged": info.purged,
         f"deleted, recoverable until {info.purge_at:%Y-%m-%d %H:%M} UTC"

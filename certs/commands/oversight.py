@@ -5,12 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from certs.commands.arguments import open_store, read_bytes, read_lines, write_secret
+from certs.commands.arguments import (
+    open_store,
+    read_bytes,
+    read_lines,
+    require_absent,
+    write_secret,
+    writing_to,
+)
 from certs.commands.output import print_json, say
 from certs.errors import AuditLogAltered, BadSignature, InvalidInput
 from certs.keystore.audit import (
@@ -21,11 +26,7 @@ from certs.keystore.audit import (
     verify_extension_text,
     verify_inclusion_text,
 )
-from certs.keystore.files import new_file
 from certs.keystore.notes import MAX_NOTE_BYTES, NoteKey
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 __all__ = [
     "run_audit_export",
@@ -111,11 +112,15 @@ def run_audit_verify(
                 raise InvalidInput("--key is for an export; a store has its log's key itself")
             with open_store(store, kek) as keys:
                 note = keys.verify_audit_log(earlier)
+                key_of_log = str(keys.audit_log_key())
             if checkpoint_out is not None:
                 write_secret(checkpoint_out, note)
             rows = int(note.split(b"\n")[1])
-            facts = {"rows": rows, "checkpoint": note.decode()}
-            text = f"all {rows} rows are as they were logged, and so are the grants"
+            facts = {"rows": rows, "checkpoint": note.decode(), "key": key_of_log}
+            text = (
+                f"all {rows} rows are as they were logged, and so are grants and keys\n"
+                f"the log's key, for --key where there is no store: {key_of_log}"
+            )
     except (AuditLogAltered, BadSignature) as error:
         row = error.row if isinstance(error, AuditLogAltered) else None
         say({"verified": False, "row": row, "reason": str(error)}, str(error), as_json=as_json)
@@ -137,9 +142,10 @@ def run_audit_export(
     """Write the log, or the proof of one entry or of an extension; return 0, or 1 if altered."""
     if sum(one is not None for one in (entry, since, checkpoint_out)) > 1:
         raise InvalidInput("give one of --entry, --since and --checkpoint-out")
+    require_absent(*(each for each in (out, checkpoint_out) if each is not None))
     earlier = None if since is None else read_bytes(since, MAX_NOTE_BYTES)
     try:
-        with open_store(store, kek) as keys, _writer(out) as write:
+        with open_store(store, kek) as keys, writing_to(out) as write:
             if entry is not None:
                 write(keys.prove_audit_entry(entry))
             elif earlier is not None:
@@ -164,34 +170,32 @@ def _verified_file(
         file.seek(0)
         if first.startswith(_EXPORT):
             found, checkpoint = verify_export(read_lines(file, MAX_LINE_BYTES), key, earlier)
-            facts: dict[str, object] = {"rows": checkpoint.size, "key": str(found)}
-            return facts, f"all {checkpoint.size} rows are as the log of {found} has them"
-        text = file.read(MAX_PROOF_BYTES + 1)
+            known = key is not None or earlier is not None
+            facts: dict[str, object] = {
+                "rows": checkpoint.size,
+                "key": str(found),
+                "key_known": key is not None,
+            }
+            text = f"all {checkpoint.size} rows are as the log of {found} has them"
+            if not known:
+                text += (
+                    "\nbut anybody can make a log with a key of his own: give --key or --checkpoint"
+                )
+            return facts, text
+        proof = file.read(MAX_PROOF_BYTES + 1)
     if key is None:
         raise InvalidInput("a proof is checked under the log's key; give --key")
     if first.startswith(_INCLUSION):
-        entry = verify_inclusion_text(text, key)
+        if earlier is not None:
+            raise InvalidInput("the proof of an entry has its own checkpoint; give none")
+        entry = verify_inclusion_text(proof, key)
         return {"entry": json.loads(entry.encode())}, f"in the log: {_told(entry)}"
     if not first.startswith(_EXTENSION) or earlier is None:
         raise InvalidInput(
             "that is neither an export nor a proof; a proof of an extension takes --checkpoint, too"
         )
-    size = verify_extension_text(text, key, earlier).size
+    size = verify_extension_text(proof, key, earlier).size
     return {"rows": size}, f"a log of {size} rows that begins with those of the checkpoint"
-
-
-@contextmanager
-def _writer(out: Path) -> Iterator[Callable[[bytes], object]]:
-    """Yield what writes to standard output, or to a new file that appears whole or not at all."""
-    if out == _STANDARD:
-        yield sys.stdout.buffer.write
-        sys.stdout.buffer.flush()
-        return
-    try:
-        with new_file(out.absolute()) as draft, draft.open("wb") as file:
-            yield file.write
-    except FileExistsError:
-        raise InvalidInput(f"{out} exists and is not overwritten") from None
 
 
 def _line(number: int, entry: AuditEntry) -> str:

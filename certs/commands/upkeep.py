@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from certs.commands.arguments import kek_uri, open_store, read_lines, store_address
 from certs.commands.output import say
+from certs.errors import InvalidInput
 from certs.keystore.access import OWNER
 from certs.keystore.address import require_vacant
 from certs.keystore.audit import MAX_LINE_BYTES
-from certs.keystore.kek import create_kek, open_kek
+from certs.keystore.kek import open_kek
 from certs.keystore.recovery import Restored, check_backup, restore_backup
 
 if TYPE_CHECKING:
@@ -42,14 +43,9 @@ def run_rekey(
     *, store: str | None, kek: str | None, to_kek: str, new_kek: bool, as_json: bool
 ) -> int:
     """Put the store under another KEK, made first with `new_kek`; return 0."""
-    # One provider of each, whatever is done with it: each asks for its passphrase or PIN once.
-    make_new = create_kek if new_kek else open_kek
-    with (
-        contextlib.closing(open_kek(kek_uri(kek))) as current,
-        open_store(store, current) as keys,
-        contextlib.closing(make_new(to_kek)) as new,
-    ):
-        keys.rekey(current, new)
+    # One provider, whatever is done with it: it asks for its passphrase or PIN once.
+    with contextlib.closing(open_kek(kek_uri(kek))) as current, open_store(store, current) as keys:
+        keys.rekey(current, to_kek, make_new=new_kek)
     say({"kek": to_kek}, f"only {to_kek} opens the store now", as_json=as_json)
     return 0
 
@@ -74,6 +70,8 @@ def run_restore(
 ) -> int:
     """Make a store from a backup, or only check the backup; return 0."""
     if check:
+        if later_log is not None:
+            raise InvalidInput("--check is of the backup alone; --later-log is for restoring it")
         found = check_backup(source, kek_uri(kek))
         say(_facts(found), f"{_told(found)}; all of it opens", as_json=as_json)
         return 0

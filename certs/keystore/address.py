@@ -80,15 +80,27 @@ def _place(address: str | os.PathLike[str]) -> _Place:
 
 def _file_of(address: str | os.PathLike[str]) -> Path:
     """Return the absolute path of a store in a file."""
-    if not isinstance(address, str) or "://" not in address:
-        return Path(address).absolute()
-    parts = urlsplit(address)
-    if parts.scheme != "sqlite" or parts.netloc or len(parts.path) < len("/x"):
-        raise InvalidInput(
-            "a store is a path, sqlite:///relative, sqlite:////absolute, or "
-            "postgresql://user@host/database"
-        )
-    return Path(unquote(parts.path.removeprefix("/"))).absolute()
+    path = Path(address)
+    if isinstance(address, str) and "://" in address:
+        parts = urlsplit(address)
+        beside = parts.netloc or parts.query or parts.fragment
+        if parts.scheme != "sqlite" or beside or len(parts.path) < len("/x"):
+            raise InvalidInput(
+                "a store is a path, sqlite:///relative, sqlite:////absolute, or "
+                "postgresql://user@host/database"
+            )
+        path = Path(unquote(parts.path.removeprefix("/")))
+    if "\0" in str(path) or not _is_utf8(str(path)):
+        raise InvalidInput("the path of a store is text in UTF-8 without a NUL")
+    return path.absolute()
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _postgresql() -> type[PostgreSQLDatabase]:

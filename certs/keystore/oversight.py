@@ -12,7 +12,7 @@ from certs.keystore.audit import (
     export_line,
 )
 from certs.keystore.grants import all_grants, change_grants
-from certs.keystore.notes import Checkpoint
+from certs.keystore.notes import Checkpoint, NoteKey
 from certs.keystore.revisions import ToldRevisions
 from certs.keystore.use import KeyUse
 
@@ -79,6 +79,11 @@ class KeyOversight(KeyUse):
             note = log.check(connection, known, told.take)
             told.require(connection, self._keyring)
             return note
+
+    def audit_log_key(self) -> NoteKey:
+        """Return the public key that checks the log, its exports and proofs, without the store."""
+        with self._gate.perform("audit-read", ""), self.database.read() as connection:
+            return self._gate.log.key(connection)
 
     def export_audit_log(self, write: Callable[[bytes], object]) -> bytes:
         """Write the log for checking elsewhere, piece by piece; return its checkpoint, signed.

@@ -112,7 +112,7 @@ class PostgreSQLDatabase(Database):
             connection.exec_driver_sql("BEGIN")
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CREATORS})")
             database._require_vacant(connection)
-            metadata.create_all(connection)
+            metadata.create_all(connection, checkfirst=False)
             fill(connection)
 
     @classmethod
@@ -165,9 +165,15 @@ class PostgreSQLDatabase(Database):
                 )
 
     def _require_vacant(self, connection: Connection) -> None:
-        if inspect(connection).has_table(store_info.name):
+        taken = sorted(metadata.tables.keys() & {*inspect(connection).get_table_names()})
+        if store_info.name in taken:
             raise StoreError(
                 f"{self.name} has a key store, which is never overwritten; choose another database",
+                fault=StoreFault.EXISTS,
+            )
+        if taken:  # migrations of whoever made them must not meet ours
+            raise StoreError(
+                f"{self.name} has a table {taken[0]!r} of something else; choose another database",
                 fault=StoreFault.EXISTS,
             )
 
@@ -190,7 +196,7 @@ def _shown(url: str) -> str:
         raise InvalidInput(
             "that is no URL of a PostgreSQL database; write postgresql://user@host:5432/database"
         ) from None
-    if "password" in parts:
+    if {"password", "sslpassword"} & parts.keys():
         raise InvalidInput(
             "a password in a URL is read by others; put it in a passfile (~/.pgpass, PGPASSFILE)"
         )

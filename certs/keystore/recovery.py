@@ -80,7 +80,7 @@ class Restored:
     """What a backup held, and what came of what happened after it.
 
     `done_again` tells of each later change, `lost` of each key, version and certificate that was
-    made later and is in no backup.
+    made later and is in no backup, and of a later change of the KEK.
     """
 
     store_id: str
@@ -317,4 +317,6 @@ def _lost(later: Iterable[AuditEntry]) -> list[str]:
             lost.append(f"key {entry.name} version {entry.version}")
         elif entry.operation == "sign" and "serial" in entry.details:
             lost.append(f"certificate {entry.details['serial']}, signed by {entry.name}")
+        elif entry.operation == "rekey":
+            lost.append("the change to another KEK: the store is under the earlier one; rekey it")
     return lost

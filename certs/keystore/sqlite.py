@@ -118,9 +118,13 @@ class SQLiteDatabase(Database):
 
     @staticmethod
     def require_vacant(path: Path) -> None:
-        """Raise `StoreError` if anything stands at the path."""
+        """Raise `StoreError` if anything stands at the path, or there is no folder for it."""
         if path.exists():
             raise _exists(path)
+        if not path.parent.is_dir():
+            raise StoreError(
+                f"there is no folder {path.parent}; make it first", fault=StoreFault.UNREADABLE
+            )
 
     @classmethod
     def open(

@@ -360,7 +360,9 @@ class KeyStore(KeyUpkeep):
             def change(info: KeyInfo) -> KeyInfo:
                 if info.purge_at is None:
                     raise InvalidInput(f"key {name!r} is not deleted")
-                if info.purged or now >= info.purge_at:
+                if info.purged:
+                    require_present(info)
+                if now >= info.purge_at:
                     raise KeyDeleted(
                         f"the retention time of key {name!r} is over; it stays deleted"
                     )
@@ -372,12 +374,15 @@ class KeyStore(KeyUpkeep):
         """Destroy what is sealed of a deleted key; its name and public keys remain as a headstone.
 
         Raises `PurgeProtected` for a key that is not deleted, or that is purge-protected and whose
-        retention time is not over. Backups of the store still hold the key.
+        retention time is not over. Backups of the store still hold the key, and so does SQLite's
+        write-ahead log while somebody reads the store: until the last one has closed it.
         """
         with self._gate.perform("purge", name) as act:
             now = self._today()
 
             def change(info: KeyInfo) -> KeyInfo:
+                if info.purged:
+                    require_present(info)
                 if info.purge_at is None:
                     raise PurgeProtected(f"key {name!r} is not deleted; delete it first")
                 if info.purge_protected and now < info.purge_at:

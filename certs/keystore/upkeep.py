@@ -59,16 +59,19 @@ class KeyUpkeep(KeyOversight):
             self.database.fold()
             return report
 
-    def rekey(self, kek: KEKProvider | str, new_kek: KEKProvider | str) -> None:
+    def rekey(
+        self, kek: KEKProvider | str, new_kek: KEKProvider | str, *, make_new: bool = False
+    ) -> None:
         """Put the store under another KEK: afterwards only the new one opens it.
 
         One commit: killed before it, the old KEK opens the store; after it, the new one. Processes
-        that have the store open go on. Raises `WrongKEK` if `kek` is not the present one.
+        that have the store open go on. With `make_new` the KEK of the URI `new_kek` is made first,
+        if this principal may do this at all. Raises `WrongKEK` if `kek` is not the present one.
         """
         with (
             self._gate.perform("rekey", "") as act,
             using_provider(kek) as current,
-            using_provider(new_kek) as new,
+            using_provider(new_kek, make=make_new) as new,
         ):
             wrapping = wrap_again(self.database, current, new)
             act.commit(lambda connection: store_wrapping(connection, wrapping))

@@ -21,6 +21,10 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", help="The key's name.")]
 _Version = Annotated[
     int | None, typer.Option("--version", metavar="N", min=1, help="A version; else the newest.")
 ]
+_OneVersion = Annotated[
+    int | None,
+    typer.Option("--version", metavar="N", min=1, help="Only this version; else the whole key."),
+]
 _Purpose = Annotated[
     str | None,
     typer.Option(metavar="PURPOSE", help="sign, wrap or data; else the type's usual one."),
@@ -165,7 +169,7 @@ def _rotate(name: _Name, store: Store = None, kek: Kek = None, as_json: JSON = F
 @commands.command("disable")
 def _disable(
     name: _Name,
-    version: _Version = None,
+    version: _OneVersion = None,
     store: Store = None,
     kek: Kek = None,
     as_json: JSON = False,
@@ -177,7 +181,7 @@ def _disable(
 @commands.command("enable")
 def _enable(
     name: _Name,
-    version: _Version = None,
+    version: _OneVersion = None,
     store: Store = None,
     kek: Kek = None,
     as_json: JSON = False,
@@ -376,7 +380,7 @@ def _secret_set(  # noqa: PLR0917 - the command line names them all
     name: _Name,
     source: Annotated[
         Path | None,
-        typer.Option("--from", metavar="FILE", help="- for stdin; else a prompt asks."),
+        typer.Option("--in", "--from", metavar="FILE", help="- for stdin; else a prompt asks."),
     ] = None,
     purge_protected: _Protected = False,
     store: Store = None,

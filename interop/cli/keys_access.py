@@ -12,6 +12,7 @@ from interop.cli.keys_options import JSON, STANDARD, Kek, Store
 __all__ = ["commands"]
 
 commands = typer.Typer()
+_MOST = 2**62
 _audit = typer.Typer(help="Read, check and export the log of every operation.")
 commands.add_typer(_audit, name="audit")
 
@@ -93,9 +94,11 @@ def _grants(store: Store = None, kek: Kek = None, as_json: JSON = False) -> int:
 
 @_audit.command("list")
 def _list(
-    start: Annotated[int, typer.Option("--from", metavar="N", min=0, help="The first row.")] = 0,
+    start: Annotated[
+        int, typer.Option("--from", metavar="N", min=0, max=_MOST, help="The first row.")
+    ] = 0,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="How many; else all.")
+        int | None, typer.Option(metavar="N", min=0, max=_MOST, help="How many; else all.")
     ] = None,
     store: Store = None,
     kek: Kek = None,
@@ -118,7 +121,7 @@ def _verify(  # noqa: PLR0917 - the command line names them all
         typer.Option(metavar="FILE", help="One from before, which the log must still hold."),
     ] = None,
     key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="The log's key, if it is not a store's.")
+        str | None, typer.Option(metavar="KEY", help="The log's key; verify tells a store's.")
     ] = None,
     checkpoint_out: _CheckpointOut = None,
     store: Store = None,

@@ -117,6 +117,8 @@ def test_a_grant_admits_and_its_revocation_refuses(desk: Desk) -> None:
         (("audit", "verify", "--key", "x"), "--key is for an export"),
         (("audit", "verify", "--checkpoint", "kek"), "signed note"),
         (("audit", "export", "--entry", "99"), "rows 0 to"),
+        (("audit", "list", "--from", "99999999999999999999"), "--from"),
+        (("audit", "list", "--limit", "99999999999999999999"), "--limit"),
         (("audit", "export", "--out", "kek"), "not overwritten"),
         (("audit", "export", "--entry", "1", "--since", "kek"), "give one of"),
     ],
@@ -128,7 +130,7 @@ def test_bad_input_is_one_line_and_exit_status_2(
 
 
 def test_an_export_and_proofs_are_checked_without_store_or_kek(desk: Desk) -> None:
-    desk.good("audit", "verify", "--checkpoint-out", "first")
+    known = desk.good("audit", "verify", "--checkpoint-out", "first").decode().split()[-1]
     desk.good("sign", "a", "--out", "signature")
     desk.good("audit", "export", "--out", "log", "--checkpoint-out", "second")
     desk.good("audit", "export", "--out", "entry", "--entry", "1")
@@ -140,6 +142,12 @@ def test_an_export_and_proofs_are_checked_without_store_or_kek(desk: Desk) -> No
         )
         assert said["verified"] is True
     key = said["key"]
+    assert key == known  # as the store told it
+    assert b"anybody can make a log" in desk.good("audit", "verify", "--in", "log")
+    assert b"anybody" not in desk.good("audit", "verify", "--in", "log", "--key", key)
+    assert "has its own checkpoint" in desk.bad(
+        "audit", "verify", "--in", "entry", "--key", key, "--checkpoint", "first"
+    )
     told = desk.good("audit", "verify", "--in", "entry", "--key", key)
     assert told.startswith("in the log: owner  create  a  version 1  done")
     desk.good("audit", "verify", "--in", "extension", "--key", key, "--checkpoint", "first")

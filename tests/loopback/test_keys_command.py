@@ -227,12 +227,55 @@ def test_the_keys_above_the_keys_are_renewed(desk: Desk) -> None:
         (("list", "--store", "http://x/y"), "a store is a path"),
         (("list", "--kek", "none:x"), "known scheme"),
         (("no-such",), "no-such"),
+        (("wrap", "none", "--context", "\udcff"), "--context is not UTF-8"),
+        (("init", "--store", "\udcff"), "text in UTF-8"),
+        (("init", "--store", "sqlite:////tmp/a%00b"), "without a NUL"),
+        (("list", "--store", "sqlite:///store?mode=ro"), "a store is a path"),
+        (("init", "--store", "none/store", "--kek", "file:kek9", "--new-kek"), "no folder"),
+        (("data-key", "none", "--wrapped-out", "-"), "two things"),
+        (("data-key", "none", "--out", "kek", "--wrapped-out", "w"), "kek exists"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_2(
     desk: Desk, words: tuple[str, ...], said: str
 ) -> None:
     assert said in desk.bad(*words)
+
+
+def test_what_was_not_done_leaves_no_file(desk: Desk) -> None:
+    desk.good("create", "d", "--type", "aes-256")
+    desk.bad("init", "--store", "none/store", "--kek", f"file:{desk.folder}/kek9", "--new-kek")
+    desk.bad("data-key", "d", "--out", "kek", "--wrapped-out", "wrapped")
+    desk.environment["PFS_PRINCIPAL"] = "user:nobody"
+    desk.bad("rekey", "--to-kek", f"file:{desk.folder}/kek9", "--new-kek")
+    assert sorted(each.name for each in desk.folder.iterdir()) == ["kek", "store"]
+
+
+def test_one_version_is_disabled_and_shown_so(desk: Desk) -> None:
+    desk.good("create", "a", "--type", "ed25519")
+    desk.good("rotate", "a")
+    assert b"disabled versions: 1" in desk.good("disable", "a", "--version", "1")
+    assert b"disabled versions: 1" in desk.good("list")
+    assert b"disabled" not in desk.good("enable", "a", "--version", "1")
+
+
+def test_a_key_of_another_type_than_was_said_is_not_imported(desk: Desk) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    encoded = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (desk.folder / "key").write_bytes(encoded)
+    assert "of type ec-p256, not ed25519" in desk.bad(
+        "import", "a", "--in", "key", "--type", "ed25519"
+    )
+    (desk.folder / "password").write_text("idle")  # the key has none
+    desk.good("import", "a", "--in", "key", "--type", "ec-p256", "--password-file", "password")
+
+
+def test_what_was_purged_is_not_purged_or_recovered_again(desk: Desk) -> None:
+    desk.good("create", "a", "--type", "ed25519")
+    desk.good("delete", "a")
+    desk.good("purge", "a")
+    for command in ("purge", "recover"):
+        assert "was purged" in desk.bad(command, "a")
 
 
 def test_a_store_has_an_address(desk: Desk) -> None:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
 from certs.errors import AuditLogAltered, CorruptEnvelope, InvalidInput, StoreError, StoreFault
@@ -44,6 +45,17 @@ def name_of(address: str) -> str:
     found = re.search(r"/(d[0-9a-f]{12})\?", address)
     assert found is not None
     return found[1]
+
+
+@pytest.mark.parametrize("table", ["alembic_version", "keys"])
+def test_a_database_of_something_else_is_left_alone(address: str, kek: FileKEK, table: str) -> None:
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute(f"CREATE TABLE {table} AS SELECT 'abc123' AS version_num")
+        with pytest.raises(StoreError, match=f"has a table '{table}' of something else"):
+            KeyStore.create(address, kek)
+        assert connection.execute(f"TABLE {table}").fetchall() == [("abc123",)]
+        found = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        assert found.fetchall() == [(table,)]
 
 
 def test_what_cannot_be_opened_is_told(

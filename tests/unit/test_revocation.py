@@ -275,6 +275,50 @@ def test_what_is_no_list_is_refused(content: bytes) -> None:
         RevocationLists(content)
 
 
+def test_blocks_without_an_end_take_no_time_to_refuse() -> None:
+    begins = b"-----BEGIN X509 CRL-----\n" * 100_000  # minutes, if each looked for an end
+    with pytest.raises(UnusableCRL, match="cut off"):
+        RevocationLists(begins)
+
+
+def test_a_critical_extension_of_an_entry_is_not_passed_over(world: World) -> None:
+    extension = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
+    for critical in (False, True):
+        entry = (
+            x509.RevokedCertificateBuilder()
+            .serial_number(7)
+            .revocation_date(NOW)
+            .add_extension(extension, critical=critical)
+            .build()
+        )
+        data = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(world.issuing.certificate.subject)
+            .last_update(NOW)
+            .next_update(NOW + WEEK)
+            .add_revoked_certificate(entry)
+            .sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+            .public_bytes(Encoding.DER)
+        )
+        if critical:
+            with pytest.raises(UnusableCRL, match=r"1\.2\.3\.4"):
+                RevocationLists(data)
+        else:
+            RevocationLists(data)
+
+
+@pytest.mark.parametrize("serial_number", [-5, 0, 1 << 159, 1 << 200])
+def test_no_entry_has_a_serial_number_that_no_certificate_has(serial_number: int) -> None:
+    RevokedCertificate((1 << 159) - 1, NOW)
+    with pytest.raises(IssuanceError, match="20 octets"):
+        RevokedCertificate(serial_number, NOW)
+
+
+def test_no_entry_is_of_a_time_that_cannot_be_written() -> None:
+    with pytest.raises(IssuanceError, match="1950"):
+        RevokedCertificate(1, datetime(1949, 12, 31, tzinfo=UTC))
+
+
 def test_a_file_that_is_cut_off_is_refused(world: World) -> None:
     both = world.crl(world.root) + world.crl(world.issuing)
     RevocationLists(both)

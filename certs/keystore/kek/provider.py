@@ -152,12 +152,12 @@ def _class_of(provider: _Provider) -> object:
 
 
 @contextmanager
-def using_provider(kek: KEKProvider | str) -> Iterator[KEKProvider]:
-    """Yield the provider; one that is opened from a URI here is closed here."""
+def using_provider(kek: KEKProvider | str, *, make: bool = False) -> Iterator[KEKProvider]:
+    """Yield the provider; one that is opened from a URI here, or made with `make`, is closed."""
     if not isinstance(kek, str):
         yield kek
         return
-    provider = open_kek(kek)
+    provider = create_kek(kek) if make else open_kek(kek)
     try:
         yield provider
     finally:
