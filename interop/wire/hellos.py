@@ -123,5 +123,5 @@ class Hellos(Engine):
         facts.suite = hello.cipher_suite
         suite = parameters_of(hello.cipher_suite)
         if suite is not None:
-            facts.forward_secret = suite.key_exchange.forward_secret
+            facts.forward_secret = suite.forward_secret
         self._close_both(f"{facts.version_name}: this version is named but not read here")

@@ -14,7 +14,8 @@ business: `Hellos` first, then that of the negotiated version. What the session 
 * *Failure.* `feed` never raises for what the bytes are. A `DissectError` ends its direction (see
   `half`) and is kept in `damage`; what was recovered before it in the same feed is still returned.
   The other direction goes on as far as it can. Nothing that is not authenticated is ever returned:
-  a wrong key and a flipped bit both end in `Undecryptable`, not in plaintext.
+  a wrong key and a flipped bit both end in `Undecryptable`, not in plaintext. Only what was never
+  encrypted (a NULL suite of TLS 1.2) needs no key, and then nothing authenticates it.
 
 *Opened* means that application data was decrypted and authenticated, or, in a session that carried
 none that stayed closed, that protected records were. To have a key is not to have opened.

@@ -7,7 +7,8 @@ still have a key exchange, hence a verdict on forward secrecy; their `cipher` is
 
 The RSA in TLS_RSA_WITH_… is key transport: whoever holds the server's key reads the session. The
 DH_ and ECDH_ families are static. Only DHE, ECDHE and the TLS 1.3 suites (whose exchange is
-negotiated apart) are forward secret.
+negotiated apart) are forward secret, and of those the ones that encrypt at all: the records of a
+NULL suite and of the integrity-only suites of TLS 1.3 (RFC 9150) lie open in the capture.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class CipherMode(Enum):
     CCM = "CCM"
     CHACHA20_POLY1305 = "CHACHA20_POLY1305"
     CBC = "CBC"
+    NULL = "NULL"  # a MAC and no encryption
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class BulkCipher:
     mode: CipherMode
     key_length: int
     fixed_iv_length: int  # what the TLS 1.2 key block gives; TLS 1.3 always takes 12
-    tag_length: int  # of an AEAD; 0 for CBC
+    tag_length: int  # of an AEAD; otherwise 0
     block_length: int = 0  # of CBC
 
 
@@ -84,7 +86,17 @@ class SuiteParameters:
     cipher: BulkCipher | None
     cipher_name: str
     hash_name: str  # of the PRF or HKDF, as hashlib spells it
-    mac_name: str | None  # of a CBC record, as hashlib spells it
+    mac_name: str | None  # of a CBC or NULL record, as hashlib spells it
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether records are encrypted, and not only authenticated."""
+        return self.cipher_name not in _ONLY_AUTHENTICATED
+
+    @property
+    def forward_secret(self) -> bool | None:
+        """Whether long-term keys leave the session closed; None where the suite does not say."""
+        return self.key_exchange.forward_secret if self.encrypts else False
 
 
 def _aead(name: str, mode: CipherMode, key_length: int, tag_length: int = 16) -> BulkCipher:
@@ -109,8 +121,11 @@ _CIPHERS = {
         _cbc("AES_128_CBC", 16, 16),
         _cbc("AES_256_CBC", 32, 16),
         _cbc("3DES_EDE_CBC", 24, 8),
+        BulkCipher("NULL", CipherMode.NULL, 0, 0, 0),
     )
 }
+# TLS 1.2's NULL suites, and those of RFC 9150.
+_ONLY_AUTHENTICATED = ("NULL", "NULL_GOSTR3411", "SHA256", "SHA384")
 
 _KEY_EXCHANGES = {
     "RSA": (KeyExchange.RSA, "RSA"),
@@ -160,7 +175,7 @@ def parameters_of(suite: int) -> SuiteParameters | None:
     if exchange == "TLS13":
         key_exchange, authentication = KeyExchange.TLS13, "negotiated apart"
     mac = _HASHES[last]
-    is_cbc = cipher is not None and cipher.mode is CipherMode.CBC
+    has_mac = cipher is not None and cipher.mode in (CipherMode.CBC, CipherMode.NULL)
     return SuiteParameters(
         key_exchange,
         authentication,
@@ -168,7 +183,7 @@ def parameters_of(suite: int) -> SuiteParameters | None:
         cipher_name,
         # RFC 5246 section 5: SHA-256 unless the suite says something stronger
         hash_name="sha256" if mac in ("sha1", "md5") else mac,
-        mac_name=mac if is_cbc else None,
+        mac_name=mac if has_mac else None,
     )
 
 

@@ -136,9 +136,11 @@ class TLS12Engine(Engine):
         side.proven = True
         side.openers = [(candidate, opener)]
         self._facts.note_opened(candidate.source.value)
-        self._facts.secrets["main_secret"] = candidate.secret
         handshake = self._handshakes[side.keys_of or 0]
         handshake.candidates = [candidate]
+        if not candidate.secret:
+            return
+        self._facts.secrets["main_secret"] = candidate.secret
         if handshake.main_secret is None:
             handshake.main_secret = candidate.secret
             self._learn(handshake, candidate.secret)
@@ -155,6 +157,8 @@ class TLS12Engine(Engine):
         sources = {candidate.source for candidate, _ in side.openers}
         if sources == {SecretSource.SERVER_RSA_KEY}:
             return "static RSA, but no matching private key (or a damaged record)"
+        if sources == {SecretSource.NO_ENCRYPTION}:
+            return "a damaged record: its MAC is missing or wrong"
         source = " or ".join(sorted(source.value for source in sources))
         return (
             f"the main secret from the {source} does not open this session's records "
@@ -197,7 +201,9 @@ class TLS12Engine(Engine):
             self._handshakes[side.number].server_changed_keys = True
             if side.number == 0 and self._handshakes[0].resumed:
                 self._facts.resumed = True
-                self._facts.forward_secret = None
+                suite = self._handshakes[0].suite
+                if suite is None or suite.encrypts:
+                    self._facts.forward_secret = None
 
     # Messages
 
@@ -247,7 +253,7 @@ class TLS12Engine(Engine):
         facts.alpn_protocol = protocols[0] if protocols else None
         self._set_server_hello(handshake, hello)
         if handshake.suite is not None:
-            facts.forward_secret = handshake.suite.key_exchange.forward_secret
+            facts.forward_secret = handshake.suite.forward_secret
         if hello.compression_method:
             for half in self._halves.values():
                 half.close("compressed records (CRIME) are not opened here")
@@ -310,6 +316,8 @@ class TLS12Engine(Engine):
                 iv_length=cipher.fixed_iv_length,
             )
             keys = TLS12Keys(*(block[::2] if is_client else block[1::2]))
+            if not candidate.secret:
+                keys = TLS12Keys(b"", b"", b"")
             opener = tls12_opener(
                 cipher, suite.mac_name, keys, encrypt_then_mac=server_hello.encrypt_then_mac
             )

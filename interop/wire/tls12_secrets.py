@@ -11,6 +11,9 @@ Which secrets help is decided by how the handshake came to its main secret:
   3.3), and crosses the wire before anything is encrypted: a ticket key opens that session as well,
   however it exchanged its keys. So does a session that resumes by that ticket, once it is opened.
 
+* A suite without encryption needs no secret at all: its records are read in any case, and a main
+  secret that something gives only adds that their MAC is checked.
+
 RSA needs care. With implicit rejection, decrypting with the *wrong* private key gives no error but
 a random premaster secret. So everything found here is a `Candidate` only, and it is the first
 record that authenticates which tells.
@@ -64,7 +67,7 @@ _BESIDE_PSK = {
 
 
 class Candidate(NamedTuple):
-    """A main secret that may be the one, and what gave it."""
+    """A main secret that may be the one, and what gave it; empty where none is needed."""
 
     source: SecretSource
     secret: bytes
@@ -146,7 +149,29 @@ def find_main_secrets(
     if suite is None or suite.cipher is None:
         name = name_of(CipherSuite, server_hello.cipher_suite)
         raise NoMainSecret(f"{name}: this suite is not opened here")
-    logged = keys.key_log.get(client_hello.random, {})
+    if suite.encrypts:
+        return _find(keys, learned, handshake, suite, server_hello, more_may_come=more_may_come)
+    try:
+        found = _find(keys, learned, handshake, suite, server_hello, more_may_come=more_may_come)
+    except NoMainSecret:
+        found = []
+    if found is None and more_may_come:
+        return None
+    secrets = [candidate.secret for candidate in found or ()]
+    return [Candidate(SecretSource.NO_ENCRYPTION, secret) for secret in (*secrets, b"")]
+
+
+def _find(
+    keys: KeyMaterial,
+    learned: LearnedSecrets,
+    handshake: Handshake,
+    suite: SuiteParameters,
+    server_hello: ServerHello,
+    *,
+    more_may_come: bool,
+) -> list[Candidate] | None:
+    random = handshake.messages[_CLIENT][0][_RANDOM]
+    logged = keys.key_log.get(random, {})
     if (secret := logged.get("CLIENT_RANDOM")) is not None:
         return [Candidate(SecretSource.KEY_LOG, secret)]
     if handshake.resumed:

@@ -268,13 +268,15 @@ class TLS13Engine(Engine):
         else:
             facts.server_random = hello.random
             facts.resumed = hello.selected_psk is not None
-            facts.forward_secret = hello.key_share is not None
+            facts.forward_secret = hello.key_share is not None and suite.encrypts
             if hello.key_share is not None:
                 facts.server_key_shares[hello.key_share.group] = hello.key_share.key_exchange
             self._server_hello = hello
         if suite.cipher is None:
-            for half in self._halves.values():
-                half.close(f"{name}: this suite is not opened here")
+            reason = "this suite is not opened here"
+            if not suite.encrypts:
+                reason = f"integrity only, so that anybody can read its records; {reason}"
+            self._close_both(f"{name}: {reason}")
             return
         self._find_early_secret()
         if not hello.is_hello_retry_request:

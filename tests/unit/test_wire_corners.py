@@ -343,6 +343,16 @@ def test_a_capture_that_begins_in_mid_session_is_no_damage() -> None:
     assert not session.not_tls
 
 
+@pytest.mark.parametrize("suite", [b"\xc0\xb4", b"\xc0\xb5"])
+def test_a_suite_of_integrity_only_is_never_called_forward_secret(suite: bytes) -> None:
+    script = Script()
+    answer = server_hello(bytes(32), script.version, script.share, suite=suite)
+    script.client(script.hello()).server(record(22, answer), *script.server_flight())
+    session, _ = script.play(KeyMaterial())
+    assert session.forward_secret is False
+    assert "integrity only, so that anybody can read its records" in str(session.undecryptable)
+
+
 def test_a_stream_that_ends_within_a_record_says_so() -> None:
     script = Script().begin()
     script.client(script.seal("CLIENT_TRAFFIC_SECRET_0")(b"question")[:-1])

@@ -198,6 +198,54 @@ def test_a_suite_that_nobody_here_opens_is_named() -> None:
     assert session.forward_secret is False
 
 
+NULL_SUITES = ("ECDHE-RSA-NULL-SHA", "ECDHE-ECDSA-NULL-SHA", "NULL-SHA256", "NULL-MD5")
+NEVER_ENCRYPTED = "no key, as it was never encrypted"
+
+
+@pytest.mark.parametrize("suite", NULL_SUITES)
+def test_a_session_without_encryption_is_read_with_nothing_stolen(suite: str) -> None:
+    recording = converse(tls12(suite))
+    session = assert_opened(recording, KeyMaterial(), NEVER_ENCRYPTED)
+    assert session.forward_secret is False
+    assert "main_secret" not in session.secrets
+    other = converse(tls12(suite), size=10)
+    (secret,) = other.key_log.values()
+    (client_random,) = recording.key_log
+    for keys in (
+        KeyMaterial(key_log=recording.key_log),
+        KeyMaterial(key_log=KeyLog({client_random: secret})),  # which no MAC of it fits
+        KeyMaterial(server_private_keys=(private_key("RSA"),)),
+    ):
+        assert_opened(recording, keys, NEVER_ENCRYPTED)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_mac_of_a_session_without_encryption_is_checked_where_its_secret_is_known(
+    known: bool,  # noqa: FBT001 - a parametrised fact
+) -> None:
+    recording = converse(tls12("ECDHE-RSA-NULL-SHA"), size=100)
+    keys = KeyMaterial(key_log=recording.key_log) if known else KeyMaterial()
+    session, _ = decrypt(recording, keys)
+    assert ("main_secret" in session.secrets) is known
+    index = max(
+        at for at, (way, data) in enumerate(recording.wire) if way is CLIENT and data[0] == 23
+    )
+    way, data = recording.wire[index]
+    recording.wire[index] = (way, data[:-1] + bytes((data[-1] ^ 1,)))
+    session, recovered = decrypt(recording, keys)
+    greeting = b"GET / HTTP/1.1\r\n\r\n"
+    assert recovered[CLIENT] == (greeting if known else recording.sent[CLIENT])
+    assert ("a damaged record" in str(session.undecryptable_in(CLIENT))) is known
+
+
+def test_a_resumed_session_without_encryption_is_read_too() -> None:
+    first, second = resumed(SSL.TLS1_2_VERSION, 0, "ECDHE-RSA-NULL-SHA")
+    for recording in (first, second):
+        session = assert_opened(recording, KeyMaterial(), NEVER_ENCRYPTED)
+        assert session.forward_secret is False
+    assert session.resumed
+
+
 @pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
 def test_large_data_in_large_and_small_chunks(version: int) -> None:
     recording = converse(Options(version=version), size=3_000_000)
