@@ -26,6 +26,7 @@ __all__ = ["Engine", "Halves", "no_key_reason", "refuse", "take_alert"]
 Halves = dict[Direction, "Half"]
 
 _ALERT_LENGTH = 2
+_MAX_HANDSHAKE_MESSAGES = 256  # of one handshake; a real one has a dozen
 
 
 def refuse(message: str, path: str) -> Never:
@@ -116,7 +117,10 @@ class Engine(ABC):
                 return
 
     def _store(self, half: Half, message: bytes, limit: int) -> bytes:
-        """Keep a handshake message, within a bound on all that are kept of one direction."""
+        """Keep a handshake message, within bounds on all that are kept of one direction."""
+        half.stored_handshake_messages += 1
+        if half.stored_handshake_messages > _MAX_HANDSHAKE_MESSAGES:
+            refuse(f"more than {_MAX_HANDSHAKE_MESSAGES} handshake messages", "handshake")
         half.stored_handshake_bytes += len(message)
         if half.stored_handshake_bytes > limit:
             refuse(f"more than {limit} bytes of handshake", "handshake")

@@ -41,6 +41,7 @@ class Half:
         self.ended = False
         self.alive = True  # neither: it may still tell something
         self.stored_handshake_bytes = 0
+        self.stored_handshake_messages = 0
         self.protected_records_opened = 0
         self.skipped_records = 0  # for want of the secret of an earlier epoch
         self.skips_application_data = False

@@ -82,7 +82,7 @@ class TLS12Engine(Engine):
         self._sides = {_CLIENT: _Side(), _SERVER: _Side()}
         first = self._handshakes[0]
         first.client_hello = hello
-        first.messages[_CLIENT].append(client_hello)
+        first.file(_CLIENT, client_hello)
 
     # Waiting
 
@@ -219,7 +219,7 @@ class TLS12Engine(Engine):
             return
         handshake = self._handshakes[side.number]
         self._store(half, message, self._store_limit)
-        handshake.messages[half.direction].append(message)
+        handshake.file(half.direction, message)
         if side.number == 0:
             self._note(half, handshake, kind, message)
         if kind == HandshakeType.NEW_SESSION_TICKET and handshake.main_secret is not None:
@@ -231,9 +231,9 @@ class TLS12Engine(Engine):
         if not is_own or side.keys_of != side.number or side.number >= _MAX_RENEGOTIATIONS:
             refuse(f"unexpected {name_of(HandshakeType, kind)}", "handshake")
         side.number += 1
-        half.stored_handshake_bytes = 0
+        half.stored_handshake_bytes = half.stored_handshake_messages = 0
         handshake = self._handshakes.setdefault(side.number, Handshake())
-        handshake.messages[half.direction].append(message)
+        handshake.file(half.direction, message)
         if half.direction is _CLIENT:
             handshake.client_hello = hs.parse_client_hello(message)
             self._facts.renegotiations = side.number
@@ -243,7 +243,7 @@ class TLS12Engine(Engine):
     def take_server_hello(self, message: bytes, hello: ServerHello) -> None:
         """Take the first ServerHello."""
         handshake = self._handshakes[0]
-        handshake.messages[_SERVER].append(message)
+        handshake.file(_SERVER, message)
         facts = self._facts
         facts.suite = hello.cipher_suite
         facts.server_random = hello.random

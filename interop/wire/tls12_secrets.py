@@ -81,10 +81,15 @@ class NoMainSecret(Exception):
 
 
 class Handshake:
-    """One handshake, first or renegotiated; messages whole, in each half's order."""
+    """One handshake, first or renegotiated; messages whole, in each half's order.
+
+    A half that waits asks for the other's messages with every segment, so the first of each kind
+    is found without a search.
+    """
 
     def __init__(self) -> None:
         self.messages: dict[Direction, list[bytes]] = {_CLIENT: [], _SERVER: []}
+        self._first: dict[tuple[Direction, int], bytes] = {}
         self.client_hello: ClientHello | None = None
         self.server_hello: ServerHello | None = None
         self.suite: SuiteParameters | None = None
@@ -92,9 +97,14 @@ class Handshake:
         self.candidates: list[Candidate] | None = None
         self.main_secret: bytes | None = None  # once a record has proven it
 
+    def file(self, direction: Direction, message: bytes) -> None:
+        """Keep a half's next message."""
+        self.messages[direction].append(message)
+        self._first.setdefault((direction, message[0]), message)
+
     def find(self, direction: Direction, kind: HandshakeType) -> bytes | None:
         """Find a half's first message of a kind."""
-        return next((m for m in self.messages[direction] if m[0] == kind), None)
+        return self._first.get((direction, kind))
 
     @property
     def resumed(self) -> bool | None:

@@ -530,6 +530,25 @@ def test_floods_of_small_records_take_linear_time_and_no_memory(kind: int, fragm
             assert_sane(session)
 
 
+@pytest.mark.parametrize("kind", [HandshakeType.SERVER_HELLO_DONE, 99])
+def test_a_half_that_waits_costs_the_same_however_many_messages_the_other_sent(kind: int) -> None:
+    numbers = random.Random(12)
+    suite = b"\xc0\x2f"
+    session = TLSSession(KeyMaterial())
+    session.feed(CLIENT, as_record(22, client_hello_of(numbers, suite)))
+    session.feed(SERVER, as_record(22, server_hello_of(numbers, suite, tls13=False)))
+    messages = (bytes((99, 0, 0, 0)) * 999 + bytes((kind, 0, 0, 0))) * 4
+    for _ in range(30):
+        session.feed(SERVER, as_record(22, messages))
+    session.feed(CLIENT, as_record(20, b"\x01") + as_record(22, bytes(40)))
+    started = time.process_time()
+    for _ in range(5000):
+        session.feed(CLIENT, b"\0")
+    assert time.process_time() - started < 5
+    assert "handshake messages" in str(session.undecryptable_in(SERVER))
+    assert_sane(session)
+
+
 def test_an_endless_handshake_message_is_refused_at_its_header() -> None:
     session = TLSSession(KeyMaterial())
     session.feed(CLIENT, as_record(22, b"\x01\xff\xff\xff" + bytes(1000)))
