@@ -1,31 +1,43 @@
 """What the protocol engines, those of TLS 1.2 and TLS 1.3 and `Hellos`, have in common.
 
 An engine is told of whole records and of whole handshake messages, sets the openers of the two
-halves, and says when a half must wait for the other. It writes what it learns into `SessionFacts`.
+halves, and says when a half must wait for the other. It writes what it learns into `SessionFacts`;
+what only informs, and decides nothing, cannot end a half by being malformed (`Engine._inform`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Never
+from typing import TYPE_CHECKING, Never, ParamSpec
 
 from interop.errors import DissectError
+from interop.wire import handshake as hs
 from interop.wire.facts import SeenAlert
 from interop.wire.material import Direction
 from interop.wire.record import MAX_CIPHERTEXT_TLS12
-from interop.wire.registry import AlertDescription, ContentType, name_of
+from interop.wire.registry import AlertDescription, ContentType, ExtensionType, name_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from interop.wire.extensions import ExtensionBlock
     from interop.wire.facts import SessionFacts
     from interop.wire.half import Half
+    from interop.wire.handshake import ClientHello
     from interop.wire.learned import LearnedSecrets
     from interop.wire.material import KeyMaterial
 
 __all__ = ["Engine", "Halves", "no_key_reason", "refuse", "take_alert"]
 
+_P = ParamSpec("_P")
 Halves = dict[Direction, "Half"]
 
 _ALERT_LENGTH = 2
+_RAW_PUBLIC_KEY = b"\x02"  # RFC 7250 section 3
+_CERTIFICATE_TYPES = {
+    Direction.CLIENT_TO_SERVER: ExtensionType.CLIENT_CERTIFICATE_TYPE,
+    Direction.SERVER_TO_CLIENT: ExtensionType.SERVER_CERTIFICATE_TYPE,
+}
 _MAX_HANDSHAKE_MESSAGES = 256  # of one handshake; a real one has a dozen
 
 
@@ -86,6 +98,28 @@ class Engine(ABC):
         self._keys = keys
         self._learned = learned
         self._halves = halves
+
+    def _inform(self, take: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs) -> None:
+        """Take facts that decide nothing: where they cannot be read, that is noted, and no more."""
+        try:
+            take(*args, **kwargs)
+        except DissectError as error:
+            self._facts.note_damage(error)
+
+    def _take_key_shares(self, hello: ClientHello) -> None:
+        self._facts.client_key_shares.update(hello.key_shares)
+
+    def _take_certificates(
+        self, direction: Direction, message: bytes, *, tls13: bool, agreed: ExtensionBlock
+    ) -> None:
+        """Note a peer's certificates; of raw public keys, if `agreed` upon, there are none."""
+        if agreed.get(_CERTIFICATE_TYPES[direction]) == _RAW_PUBLIC_KEY:
+            return
+        chain = hs.certificate_chain(message, tls13=tls13)
+        if direction is Direction.SERVER_TO_CLIENT:
+            self._facts.server_certificates = chain
+        else:
+            self._facts.client_certificates = chain
 
     def _close_both(self, reason: str) -> None:
         for half in self._halves.values():

@@ -230,8 +230,7 @@ class TLSSession(SessionFacts):
         half.hold(view)
 
     def _damaged(self, half: Half, error: DissectError) -> None:
-        if self.damage is None:
-            self.damage = error
+        self.note_damage(error)
         half.end(f"damaged: {error}")
 
     def _recognise(self, half: Half, view: memoryview) -> bool:

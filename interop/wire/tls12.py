@@ -23,7 +23,6 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from interop.wire import extensions as ext
 from interop.wire import handshake as hs
 from interop.wire.engine import Engine, Halves, refuse, take_alert
 from interop.wire.facts import SeenTicket
@@ -221,7 +220,7 @@ class TLS12Engine(Engine):
         self._store(half, message, self._store_limit)
         handshake.file(half.direction, message)
         if side.number == 0:
-            self._note(half, handshake, kind, message)
+            self._inform(self._take_facts, half, handshake, kind, message)
         if kind == HandshakeType.NEW_SESSION_TICKET and handshake.main_secret is not None:
             self._learn(handshake, handshake.main_secret)  # the client's half was captured ahead
 
@@ -249,8 +248,6 @@ class TLS12Engine(Engine):
         facts.server_random = hello.random
         facts.extended_main_secret = hello.extended_main_secret
         facts.encrypt_then_mac = hello.encrypt_then_mac
-        protocols = ext.alpn_protocols(hello.extensions, "server_hello")
-        facts.alpn_protocol = protocols[0] if protocols else None
         self._set_server_hello(handshake, hello)
         if handshake.suite is not None:
             facts.forward_secret = handshake.suite.forward_secret
@@ -263,17 +260,15 @@ class TLS12Engine(Engine):
         handshake.server_hello = hello
         handshake.suite = parameters_of(hello.cipher_suite)
 
-    def _note(self, half: Half, handshake: Handshake, kind: int, message: bytes) -> None:
+    def _take_facts(self, half: Half, handshake: Handshake, kind: int, message: bytes) -> None:
         """Write what a message of the first handshake tells into the facts."""
         facts = self._facts
         is_server = half.direction is _SERVER
         exchange = handshake.suite.key_exchange if handshake.suite else KeyExchange.OTHER
         if kind == HandshakeType.CERTIFICATE:
-            chain = hs.certificate_chain(message, tls13=False)
-            if is_server:
-                facts.server_certificates = chain
-            else:
-                facts.client_certificates = chain
+            hello = handshake.server_hello
+            agreed = {} if hello is None else hello.extensions
+            self._take_certificates(half.direction, message, tls13=False, agreed=agreed)
         elif kind == HandshakeType.SERVER_HELLO_DONE:
             facts.resumed = False
         elif kind == HandshakeType.SERVER_KEY_EXCHANGE and is_server:
@@ -284,7 +279,6 @@ class TLS12Engine(Engine):
                     group = int(ffdhe_group(value.prime or 0) or 0)
                 facts.group = group
                 facts.server_key_shares[group] = value.public
-                facts.signature_scheme = value.signature_scheme
         elif kind == HandshakeType.CLIENT_KEY_EXCHANGE and not is_server:
             if exchange in _EPHEMERAL:
                 group = facts.group or 0

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 
+from interop.errors import DissectError
 from interop.wire import handshake as hs
 from interop.wire.engine import no_key_reason
 from interop.wire.groups import NoSharedSecret, finite_field_shared_secret, shared_secret
@@ -126,7 +127,10 @@ class Handshake:
         Empty where it issues none.
         """
         if (message := self.find(_SERVER, HandshakeType.NEW_SESSION_TICKET)) is not None:
-            return hs.new_session_ticket_tls12(message).ticket
+            try:
+                return hs.new_session_ticket_tls12(message).ticket
+            except DissectError:  # nobody will resume by what is no ticket
+                return b""
         hello = self.server_hello
         announced = hello is not None and ExtensionType.SESSION_TICKET in hello.extensions
         return None if announced and not self.server_changed_keys else b""

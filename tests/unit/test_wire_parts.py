@@ -316,31 +316,37 @@ def client_hello(extensions: bytes) -> bytes:
 
 def test_a_client_hello_gives_what_it_offers() -> None:
     name = b"\0\0\0\x0e\0\x0c\0\0\x09wire.test"
-    alpn = b"\0\x10\0\x05\0\x03\x02h2"
     versions = b"\0\x2b\0\x05\x04\x0a\x0a\x03\x04"
-    hello = hs.parse_client_hello(client_hello(name + alpn + versions + b"\0\x2a\0\0"))
+    hello = hs.parse_client_hello(client_hello(name + versions + b"\0\x2a\0\0"))
     assert hello.server_name == "wire.test"
-    assert hello.alpn_protocols == (b"h2",)
     assert hello.supported_versions == (0x0A0A, 0x0304)
     assert hello.cipher_suites == (0x1301,)
     assert hello.early_data
 
 
 @pytest.mark.parametrize(
-    ("extensions", "path"),
+    ("extensions", "asked_for", "path"),
     [
-        (b"\0\x2a\0\0\0\x2a\0\0", "client_hello.extensions"),  # the same twice
-        (b"\0\0\0\x05\0\xff\0\0\0", "client_hello.extensions.server_name.names"),
-        (b"\0\x33\0\x04\0\x02\0\x1d", "client_hello.extensions.key_share.client_shares"),
-        (b"\0\x0a\0\x03\0\x01\0", "client_hello.extensions.supported_groups.list"),
+        (b"\0\0\0\x05\0\xff\0\0\0", "server_name", "server_name.names"),
+        (b"\0\x33\0\x04\0\x02\0\x1d", "key_shares", "key_share.client_shares"),
+        (b"\0\x2b\0\x04\x03\3\4\3", "supported_versions", "supported_versions.list"),
+        (b"\0\x2d\0\x02\x02\0", "psk_key_exchange_modes", "psk_key_exchange_modes.modes"),
+        (b"\0\x29\0\x02\0\x01", "pre_shared_keys", "pre_shared_key.identities"),
     ],
 )
-def test_what_is_wrong_with_a_client_hello_is_told_by_its_path(
-    extensions: bytes, path: str
+def test_a_malformed_extension_is_told_by_its_path_and_only_to_whom_it_concerns(
+    extensions: bytes, asked_for: str, path: str
 ) -> None:
+    hello = hs.parse_client_hello(client_hello(extensions))
     with pytest.raises(DissectError) as caught:
-        hs.parse_client_hello(client_hello(extensions))
-    assert caught.value.path.startswith(path)
+        getattr(hello, asked_for)
+    assert caught.value.path.startswith(f"client_hello.extensions.{path}")
+
+
+def test_an_extension_that_occurs_twice_spoils_a_client_hello() -> None:
+    with pytest.raises(DissectError) as caught:
+        hs.parse_client_hello(client_hello(b"\0\x2a\0\0\0\x2a\0\0"))
+    assert caught.value.path == "client_hello.extensions"
 
 
 # Key schedules: vectors of other sources than RFC 8448
