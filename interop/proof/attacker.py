@@ -10,7 +10,8 @@ one that opened earlier in the same capture opens too (see `interop.wire.learned
 Which connections are TLS is seen from their first bytes. Where a connection's opening was not
 captured, client and server are told apart by ports only and may be the wrong way round; then the
 side that sends a ClientHello is the client. Memory is bounded by open connections: plaintext goes
-to the sink as it is recovered, and of a closed connection only its result is kept.
+to the sink as it is recovered, of a closed connection only its result is kept, and what directions
+hold back while they wait for each other has one bound for all (see `interop.wire.held`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import msgspec
 
 from interop.capture.streams import StreamClosed, StreamData, StreamGap
 from interop.direction import Direction
+from interop.wire.held import HeldBytes
 from interop.wire.learned import LearnedSecrets
 from interop.wire.material import KeyMaterial
 from interop.wire.session import TLSSession
@@ -101,6 +103,7 @@ class Attacker:
         keys = stolen if isinstance(stolen, KeyMaterial) else KeyMaterial.of(stolen)
         self._keys = replace(keys, key_log=keys.key_log.copy())  # which `add_key_log` adds to
         self._learned = LearnedSecrets() if learned is None else learned
+        self._held = HeldBytes()
         self._inspect = inspect
         self._sink = sink
         self._targets: dict[Connection, _Target] = {}
@@ -144,7 +147,7 @@ class Attacker:
 
     def _open(self, connection: Connection) -> _Target:
         self.connections += 1
-        session = TLSSession(self._keys, learned=self._learned)
+        session = TLSSession(self._keys, learned=self._learned, held=self._held)
         target = self._targets[connection] = _Target(connection, session, self._sink)
         return target
 

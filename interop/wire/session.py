@@ -8,9 +8,9 @@ business: `Hellos` first, then that of the negotiated version. What the session 
   A direction in the middle of application data takes the opener's bulk path (see `protection`),
   and everything a feed recovers of a direction comes out as one contiguous piece.
 * *Waiting.* A record whose keys depend on what the other direction has not told yet is held, with
-  all that follows it, up to `buffer_limit_bytes`. After every feed `_settle` lets go of whichever
-  half may proceed, until neither can. Each turn consumes at least one record or message, so it
-  ends.
+  all that follows it, up to `buffer_limit_bytes` and to what all sessions may hold together. After
+  every feed `_settle` lets go of whichever half may proceed, until neither can. Each turn consumes
+  at least one record or message, so it ends.
 * *Failure.* `feed` never raises for what the bytes are. A `DissectError` ends its direction (see
   `half`) and is kept in `damage`; what was recovered before it in the same feed is still returned.
   The other direction goes on as far as it can. Nothing that is not authenticated is ever returned:
@@ -30,6 +30,7 @@ from interop.errors import DissectError
 from interop.wire import handshake as hs
 from interop.wire.facts import SessionFacts
 from interop.wire.half import Half
+from interop.wire.held import HeldBytes
 from interop.wire.hellos import Hellos
 from interop.wire.learned import LearnedSecrets
 from interop.wire.material import Direction, KeyMaterial, Undecryptable
@@ -99,7 +100,7 @@ class TLSSession(SessionFacts):
     """Reads one recorded session; see the module's theory of operation.
 
     `learned` is shared by the sessions of a capture: what opening one tells about those that
-    resume it.
+    resume it. So is `held`, which bounds what they hold back all together.
     `buffer_limit_bytes` bounds what one direction may hold back while it waits for the other;
     `handshake_limit_bytes` bounds one handshake message (and, four times over, a whole flight).
     """
@@ -109,12 +110,15 @@ class TLSSession(SessionFacts):
         keys: KeyMaterial,
         *,
         learned: LearnedSecrets | None = None,
+        held: HeldBytes | None = None,
         buffer_limit_bytes: int = DEFAULT_BUFFER_LIMIT,
         handshake_limit_bytes: int = DEFAULT_HANDSHAKE_LIMIT,
     ) -> None:
         super().__init__()
         self._buffer_limit = buffer_limit_bytes
-        client, server = Half(_CLIENT, handshake_limit_bytes), Half(_SERVER, handshake_limit_bytes)
+        held = HeldBytes() if held is None else held
+        client = Half(_CLIENT, handshake_limit_bytes, held)
+        server = Half(_SERVER, handshake_limit_bytes, held)
         # Weak on the way back: a session is freed as soon as it is let go, not at some collection.
         client.other, server.other = proxy(server), proxy(client)
         self._halves = {_CLIENT: client, _SERVER: server}
@@ -193,7 +197,7 @@ class TLSSession(SessionFacts):
         try:
             if kind is None or self._engine.must_wait(half, kind):
                 return False
-            half.waiting_for_type = None
+            half.resume()
             self._engine.drain(half)
         except DissectError as error:
             self._damaged(half, error)

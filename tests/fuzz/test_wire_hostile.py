@@ -9,6 +9,7 @@ import hmac
 import random
 import time
 import tomllib
+import tracemalloc
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,8 +24,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from interop.capture.files import read_streams
-from interop.capture.streams import StreamData
+from interop.capture.streams import (
+    CloseReason,
+    Connection,
+    Endpoint,
+    StreamClosed,
+    StreamData,
+)
 from interop.errors import DissectError
+from interop.proof.attacker import Attacker
 from interop.wire import handshake as hs
 from interop.wire.key_log import KeyLog
 from interop.wire.key_schedule import next_traffic_secret, traffic_keys
@@ -553,6 +561,21 @@ def test_a_half_that_waits_costs_the_same_however_many_messages_the_other_sent(k
     assert time.process_time() - started < 5
     assert "handshake messages" in str(session.undecryptable_in(SERVER))
     assert_sane(session)
+
+
+def test_any_number_of_connections_of_one_direction_only_hold_a_bounded_memory() -> None:
+    attacker = Attacker(KeyMaterial())
+    piece = memoryview(as_record(22, bytes(16_379)) * 64)
+    ends = Endpoint("10.0.0.1", 50_000), Endpoint("10.0.0.2", 443)
+    tracemalloc.start()
+    for index in range(40):
+        connection = Connection(index, *ends, 0, client_known=True)
+        for _ in range(3):
+            attacker.feed(StreamData(connection, SERVER, piece))
+        attacker.feed(StreamClosed(connection, SERVER, CloseReason.FIN))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 80 * 2**20
 
 
 def test_an_endless_handshake_message_is_refused_at_its_header() -> None:

@@ -36,11 +36,12 @@ from wire_peers import (
     whole,
 )
 
+from interop.wire.held import HeldBytes
 from interop.wire.key_log import KeyLog
 from interop.wire.key_schedule import exporter_value
 from interop.wire.prf import exporter_value as tls12_exporter_value
 from interop.wire.registry import HandshakeType, NamedGroup, ProtocolVersion
-from interop.wire.session import KeyMaterial, TLSSession
+from interop.wire.session import Direction, KeyMaterial, TLSSession
 from interop.wire.suites import CipherSuite, parameters_of
 
 with warnings.catch_warnings():  # it imports asyncore, which Python is giving up
@@ -463,6 +464,37 @@ def test_what_must_wait_is_bounded() -> None:
     assert "more than 10000 bytes" in str(session.undecryptable_in(CLIENT))
     session.feed(SERVER, recording.stream(SERVER))
     assert session.plaintext_bytes[SERVER] == len(recording.sent[SERVER])
+
+
+def test_what_all_sessions_hold_is_bounded_and_the_longest_waiting_pays() -> None:
+    held = HeldBytes(limit_bytes=300_000)
+    recordings = [converse(Options(), size=100_000 + number) for number in range(5)]
+    keys = [KeyMaterial(key_log=recording.key_log) for recording in recordings]
+    sessions = [TLSSession(each, held=held) for each in keys]
+    for session, recording in zip(sessions, recordings, strict=True):
+        assert session.feed(CLIENT, recording.stream(CLIENT)) == []
+    assert "of 2 halves" in repr(held)
+    for session, recording in zip(sessions, recordings, strict=True):
+        session.feed(SERVER, recording.stream(SERVER))
+        session.finish()
+        assert session.plaintext_bytes[SERVER] == len(recording.sent[SERVER])
+    for session in sessions[:3]:
+        assert "this one has waited longest" in str(session.undecryptable_in(CLIENT))
+    for session, recording in zip(sessions[3:], recordings[3:], strict=True):
+        assert session.undecryptable is None
+        assert session.plaintext_bytes[CLIENT] == len(recording.sent[CLIENT])
+    assert repr(held) == "HeldBytes(0 bytes of 0 halves)"
+
+
+@pytest.mark.parametrize("way", [CLIENT, SERVER])
+def test_a_session_that_never_goes_on_holds_nothing_once_it_is_over(way: Direction) -> None:
+    held = HeldBytes()
+    recording = converse(Options())
+    session = TLSSession(KeyMaterial(), held=held)
+    session.feed(way, recording.stream(way))
+    assert "of 1 halves" in repr(held)
+    session.finish()
+    assert repr(held) == "HeldBytes(0 bytes of 0 halves)"
 
 
 # tlslite-ng, whose insides can be read
