@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import dsa, ec, x25519
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, mldsa, x25519
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -74,6 +74,33 @@ def test_the_static_rsa_session_opens_with_its_key_alone(proof: Proof, pfs: Pfs)
     )
     assert not closed["opened"]
     assert closed["reason"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [mldsa.MLDSA65PrivateKey.generate(), dsa.generate_private_key(2048)],
+    ids=["ML-DSA-65", "DSA"],
+)
+def test_a_stolen_key_of_any_kind_that_servers_sign_with_opens_nothing(
+    key: Any, proof: Proof, pfs: Pfs, tmp_path: Path
+) -> None:
+    stolen = tmp_path / "server.key"
+    stolen.write_bytes(pem(key))
+    capture = proof.directory / "captures/tls13-x25519mlkem768.pcapng"
+    (session,) = sessions_of(pfs("attack", "--json", capture, "--server-key", stolen))
+    assert not session["opened"]
+    assert "the server key only signs" in session["reason"]
+
+
+@pytest.mark.parametrize("content", ["", "# SSL/TLS secrets log file\n\n"])
+def test_a_key_log_that_nobody_has_written_to_yet_is_none_given(
+    content: str, proof: Proof, pfs: Pfs, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty.keylog"
+    empty.write_text(content)
+    capture = proof.directory / "captures/tls13-x25519.pcapng"
+    (session,) = sessions_of(pfs("attack", "--json", capture, "--key-log", empty))
+    assert session["reason"].endswith("no keys were given")
 
 
 def test_plaintext_is_written_privately_and_whole(proof: Proof, pfs: Pfs, tmp_path: Path) -> None:
@@ -141,6 +168,7 @@ def test_a_key_log_as_programs_and_people_leave_them(
     assert session["opened"]
     problems = json.loads(done.stdout)["problems"]
     assert [problem["message"].split(":")[0] for problem in problems] == [
+        "line 3",
         "line 4",
         f"line {5 + len(lines)}",
     ]
@@ -204,7 +232,7 @@ def bad_inputs(proof: Proof, tmp_path: Path) -> Path:
         "encrypted.pem": pem(key, b"made up"),
         "public.pem": public,
         "x25519.pem": pem(x25519.X25519PrivateKey.generate()),
-        "dsa.pem": pem(dsa.generate_private_key(2048)),
+        "unknown.keylog": b"# a comment\n\nPMS_CLIENT_RANDOM 00 11\n",
         "short.pem": pem(key)[:80],
     }
     for name, content in files.items():
@@ -231,9 +259,11 @@ def bad_inputs(proof: Proof, tmp_path: Path) -> Path:
         (["capture", "--server-key", "public.pem"], "not a private key"),
         (["capture", "--server-key", "encrypted.pem"], "openssl pkey -in encrypted.pem"),
         (["capture", "--server-key", "x25519.pem"], "not a server's key"),
-        (["capture", "--server-key", "dsa.pem"], "not a server's key"),
         (["capture", "--key-log", "missing"], "No such file"),
         (["capture", "--key-log", "folder"], "directory"),
+        (["capture", "--key-log", "short.pem"], "not a key log"),
+        (["capture", "--key-log", "capture"], "not a key log"),
+        (["capture", "--key-log", "unknown.keylog"], "label PMS_CLIENT_RANDOM is not known"),
         (["capture", "--plaintext", "text"], "in the way"),
         (["capture", "--plaintext", "full"], "in the way"),
         (["capture", "--plaintext", "text/below"], "cannot be"),

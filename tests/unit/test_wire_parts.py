@@ -392,10 +392,13 @@ def test_a_key_log_as_programs_and_people_write_it() -> None:
         f"SERVER_TRAFFIC_SECRET_12   {OTHER}\t{'2b' * 48}  \n"
         f"CLIENT_RANDOM {RANDOM} {'0f' * 48}\n"
         f"SOME_FUTURE_LABEL whatever else\n"
+        f"SOME_FUTURE_LABEL and again\n"
+        f"RSA {'44' * 8} {'55' * 48}\n"
         f"ECH_SECRET {OTHER} {'33' * 16}\n"
     )
     log = KeyLog.parse(text)
     assert log.problems == ()
+    assert log.unknown_labels == {"SOME_FUTURE_LABEL": 7}
     assert log[bytes.fromhex(RANDOM)] == {"CLIENT_RANDOM": b"\x0f" * 48}
     assert log[bytes.fromhex(OTHER)] == {
         "CLIENT_HANDSHAKE_TRAFFIC_SECRET": b"\x1a" * 32,
@@ -416,6 +419,7 @@ def test_a_key_log_as_programs_and_people_write_it() -> None:
         (f"CLIENT_RANDOM {RANDOM} {'zz' * 48}", "not whole bytes"),
         (f"EXPORTER_SECRET {RANDOM} {'00' * 20}", "32 or 48 expected"),
         ("client random?", "no label"),
+        ("AB" * 32, "no label"),  # which looks like one, but is a secret
         ("\x00\x01\x02", "no label"),
         ("é", "not ASCII"),
         ("X" * (MAX_LINE_LENGTH + 1), "longer than"),
