@@ -6,6 +6,7 @@ import json
 import socket
 import stat
 import threading
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from wire_peers import CLIENT, SERVER, Options, converse, write_capture
 
 from interop.capture.files import embed_secrets
 from interop.capture.recorder import RecordingRelay
@@ -212,6 +214,35 @@ def test_traffic_without_tls_is_no_session(pfs: Pfs, tmp_path: Path) -> None:
     done = pfs("attack", capture)
     assert done.returncode == 0
     assert "0 TLS sessions" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("client_says", "server_says"),
+    [
+        ((b"EHLO us\r\n", b"STARTTLS\r\n"), (b"220 mail\r\n", b"250 STARTTLS\r\n", b"220 go\r\n")),
+        ((b"\0\0\0\x08\x04\xd2\x16\x2f",), (b"", b"S")),  # PostgreSQL
+        ((b"CONNECT us:443 HTTP/1.1\r\n\r\n",), (b"", b"HTTP/1.1 200 OK\r\n\r\n")),
+        ((b"PROXY TCP4 10.0.0.1 10.0.0.2 5 443\r\n",), ()),
+    ],
+    ids=["SMTP", "PostgreSQL", "CONNECT", "PROXY"],
+)
+def test_tls_that_begins_behind_something_else_is_found(
+    client_says: tuple[bytes, ...], server_says: tuple[bytes, ...], pfs: Pfs, tmp_path: Path
+) -> None:
+    recording, keys = converse(Options()), tmp_path / "keys"
+    keys.write_bytes(b"\n".join(recording.lines))
+    spoken = zip_longest(server_says, client_says)
+    recording.wire[:0] = [
+        (way, said)
+        for both in spoken
+        for way, said in zip((SERVER, CLIENT), both, strict=True)
+        if said
+    ]
+    capture = write_capture(tmp_path / "capture.pcapng", recording)
+    (session,) = sessions_of(pfs("attack", "--json", capture, "--key-log", keys))
+    assert session["reason"] == ""
+    assert session["client_bytes"] == len(recording.sent[CLIENT])
+    assert session["server_bytes"] == len(recording.sent[SERVER])
 
 
 def pem(key: Any, password: bytes | None = None) -> bytes:

@@ -26,6 +26,7 @@ from interop.wire.prf import prf
 from interop.wire.record import (
     MAX_CIPHERTEXT_TLS12,
     RecordSplitter,
+    find_client_hello,
     not_tls_reason,
 )
 from interop.wire.registry import (
@@ -280,6 +281,21 @@ def test_what_is_no_record_is_refused(header: bytes) -> None:
 )
 def test_whether_a_stream_is_tls_at_all(prefix: bytes, answer: str | None) -> None:
     assert not_tls_reason(prefix) == answer
+
+
+def test_a_client_hello_is_found_behind_other_bytes_and_nothing_else_is() -> None:
+    hello = client_hello(b"\0\x2a\0\0")
+    record = b"\x16\x03\x01" + len(hello).to_bytes(2, "big") + hello
+    assert find_client_hello(b"EHLO\r\n\x16\x03" + record) == 8
+    for other in (
+        b"EHLO\r\n" * 100 + b"\x16\x03",
+        b"\x16\x03\x01\0\x02\x01\0" + bytes(40),
+        record[:5] + b"\x02" + record[6:],  # a ServerHello
+        record[:3] + b"\0\0" + record[5:],
+        record[:10],
+        b"",
+    ):
+        assert find_client_hello(other) == -1
 
 
 def test_a_stream_that_is_not_tls_is_a_result() -> None:
