@@ -15,7 +15,7 @@ from interop.wire import handshake as hs
 from interop.wire.facts import SeenAlert
 from interop.wire.material import Direction
 from interop.wire.record import MAX_CIPHERTEXT_TLS12
-from interop.wire.registry import AlertDescription, ContentType, ExtensionType, name_of
+from interop.wire.registry import ContentType, ExtensionType, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,8 +51,6 @@ def take_alert(facts: SessionFacts, half: Half, content: bytes, *, protected: bo
     if len(content) != _ALERT_LENGTH:
         refuse(f"an alert has 2 bytes, this one {len(content)}", "alert")
     facts.note_alert(SeenAlert(half.direction, content[0], content[1], protected))
-    if content[1] == AlertDescription.CLOSE_NOTIFY:
-        half.close_notify = True
 
 
 def no_key_reason(

@@ -50,7 +50,6 @@ class Half:
         self.skips_application_data = False
         self.encrypted_application_bytes = 0
         self.plaintext_bytes = 0
-        self.close_notify = False
 
     @property
     def waiting(self) -> bool:

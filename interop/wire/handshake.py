@@ -338,7 +338,7 @@ def server_key_exchange(message: bytes, exchange: KeyExchange) -> ServerKeyExcha
     RFC 8422 section 5.4, RFC 5246 section 7.4.3, RFC 4279 section 2. Raises `DissectError`.
     """
     reader = _body(message, HandshakeType.SERVER_KEY_EXCHANGE)
-    if exchange in (KeyExchange.DHE_PSK, KeyExchange.ECDHE_PSK):
+    if exchange.is_ephemeral and exchange.has_psk:
         reader.opaque(2, "psk_identity_hint")
     if exchange in (KeyExchange.ECDHE, KeyExchange.ECDHE_PSK):
         if (kind := reader.u8("curve_type")) != _NAMED_CURVE:
@@ -365,12 +365,6 @@ _CLIENT_VALUES = {
     KeyExchange.ECDHE_PSK: (1, "ecdh_Yc"),
     KeyExchange.RSA_PSK: (2, "encrypted_premaster_secret"),
 }
-_WITH_IDENTITY = (
-    KeyExchange.PSK,
-    KeyExchange.DHE_PSK,
-    KeyExchange.ECDHE_PSK,
-    KeyExchange.RSA_PSK,
-)
 
 
 def client_key_exchange(message: bytes, exchange: KeyExchange) -> bytes:
@@ -379,7 +373,7 @@ def client_key_exchange(message: bytes, exchange: KeyExchange) -> bytes:
     Empty for an exchange that has neither (RFC 5246 section 7.4.7, RFC 8422 section 5.7).
     """
     reader = _body(message, HandshakeType.CLIENT_KEY_EXCHANGE)
-    if exchange in _WITH_IDENTITY:
+    if exchange.has_psk:
         reader.opaque(2, "psk_identity")
     if exchange not in _CLIENT_VALUES:
         return b""

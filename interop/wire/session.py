@@ -35,7 +35,7 @@ from interop.wire.hellos import Hellos
 from interop.wire.learned import LearnedSecrets
 from interop.wire.material import Direction, KeyMaterial, Undecryptable
 from interop.wire.record import HEADER_LENGTH, not_tls_reason, read_header
-from interop.wire.registry import ContentType, ProtocolVersion
+from interop.wire.registry import ContentType
 
 if TYPE_CHECKING:
     from interop.wire.engine import Engine
@@ -47,19 +47,6 @@ DEFAULT_HANDSHAKE_LIMIT = hs.DEFAULT_LIMIT
 
 _APPLICATION_DATA = int(ContentType.APPLICATION_DATA)
 _CLIENT, _SERVER = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
-
-# By whether the version is TLS 1.3, whose main secret has no label.
-_KEY_LOG_LABELS: dict[bool, dict[str, str]] = {
-    False: {"main_secret": "CLIENT_RANDOM"},
-    True: {
-        "client_early_traffic_secret": "CLIENT_EARLY_TRAFFIC_SECRET",
-        "client_handshake_traffic_secret": "CLIENT_HANDSHAKE_TRAFFIC_SECRET",
-        "server_handshake_traffic_secret": "SERVER_HANDSHAKE_TRAFFIC_SECRET",
-        "client_application_traffic_secret_0": "CLIENT_TRAFFIC_SECRET_0",
-        "server_application_traffic_secret_0": "SERVER_TRAFFIC_SECRET_0",
-        "exporter_secret": "EXPORTER_SECRET",
-    },
-}
 
 Recovered = list[tuple[Direction, bytearray]]
 
@@ -385,17 +372,3 @@ class TLSSession(SessionFacts):
         are counted too.
         """
         return {d: half.encrypted_application_bytes for d, half in self._halves.items()}
-
-    def closed_cleanly(self, direction: Direction) -> bool:
-        """Whether a close_notify that could be read ends a direction (RFC 9846 section 6.1)."""
-        return self._halves[direction].close_notify
-
-    def key_log_lines(self) -> list[str]:
-        """Give this session's secrets as a key log (RFC 9850), for other tools to open it with."""
-        if self.client_random is None:
-            return []
-        return [
-            f"{label} {self.client_random.hex()} {self.secrets[name].hex()}"
-            for name, label in _KEY_LOG_LABELS[self.version == ProtocolVersion.TLS_1_3].items()
-            if name in self.secrets
-        ]

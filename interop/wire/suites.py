@@ -45,14 +45,17 @@ class KeyExchange(Enum):
     @property
     def forward_secret(self) -> bool | None:
         """Whether long-term keys leave the session closed; None where the suite does not say."""
-        if self is KeyExchange.TLS13:
-            return None
-        return self in (
-            KeyExchange.DHE,
-            KeyExchange.ECDHE,
-            KeyExchange.DHE_PSK,
-            KeyExchange.ECDHE_PSK,
-        )
+        return None if self is KeyExchange.TLS13 else self.is_ephemeral
+
+    @property
+    def is_ephemeral(self) -> bool:
+        """Whether both sides make a key for it, by the suite alone."""
+        return self.value.startswith(("DHE", "ECDHE"))
+
+    @property
+    def has_psk(self) -> bool:
+        """Whether a pre-shared key goes into it, by the suite alone."""
+        return self.value.endswith("PSK")
 
 
 class CipherMode(Enum):
@@ -82,7 +85,6 @@ class SuiteParameters:
     """What a suite's name says."""
 
     key_exchange: KeyExchange
-    authentication: str
     cipher: BulkCipher | None
     cipher_name: str
     hash_name: str  # of the PRF or HKDF, as hashlib spells it
@@ -128,28 +130,28 @@ _CIPHERS = {
 _ONLY_AUTHENTICATED = ("NULL", "NULL_GOSTR3411", "SHA256", "SHA384")
 
 _KEY_EXCHANGES = {
-    "RSA": (KeyExchange.RSA, "RSA"),
-    "RSA_EXPORT": (KeyExchange.RSA, "RSA"),
-    "DHE_RSA": (KeyExchange.DHE, "RSA"),
-    "DHE_RSA_EXPORT": (KeyExchange.DHE, "RSA"),
-    "DHE_DSS": (KeyExchange.DHE, "DSS"),
-    "DHE_DSS_EXPORT": (KeyExchange.DHE, "DSS"),
-    "DH_anon": (KeyExchange.DHE, "anonymous"),
-    "DH_anon_EXPORT": (KeyExchange.DHE, "anonymous"),
-    "DH_RSA": (KeyExchange.DH, "RSA"),
-    "DH_RSA_EXPORT": (KeyExchange.DH, "RSA"),
-    "DH_DSS": (KeyExchange.DH, "DSS"),
-    "DH_DSS_EXPORT": (KeyExchange.DH, "DSS"),
-    "ECDHE_RSA": (KeyExchange.ECDHE, "RSA"),
-    "ECDHE_ECDSA": (KeyExchange.ECDHE, "ECDSA"),
-    "ECDH_anon": (KeyExchange.ECDHE, "anonymous"),
-    "ECDH_RSA": (KeyExchange.ECDH, "RSA"),
-    "ECDH_ECDSA": (KeyExchange.ECDH, "ECDSA"),
-    "PSK": (KeyExchange.PSK, "PSK"),
-    "DHE_PSK": (KeyExchange.DHE_PSK, "PSK"),
-    "PSK_DHE": (KeyExchange.DHE_PSK, "PSK"),  # RFC 6655 has the words in this order, for CCM_8
-    "ECDHE_PSK": (KeyExchange.ECDHE_PSK, "PSK"),
-    "RSA_PSK": (KeyExchange.RSA_PSK, "RSA"),
+    "RSA": KeyExchange.RSA,
+    "RSA_EXPORT": KeyExchange.RSA,
+    "DHE_RSA": KeyExchange.DHE,
+    "DHE_RSA_EXPORT": KeyExchange.DHE,
+    "DHE_DSS": KeyExchange.DHE,
+    "DHE_DSS_EXPORT": KeyExchange.DHE,
+    "DH_anon": KeyExchange.DHE,
+    "DH_anon_EXPORT": KeyExchange.DHE,
+    "DH_RSA": KeyExchange.DH,
+    "DH_RSA_EXPORT": KeyExchange.DH,
+    "DH_DSS": KeyExchange.DH,
+    "DH_DSS_EXPORT": KeyExchange.DH,
+    "ECDHE_RSA": KeyExchange.ECDHE,
+    "ECDHE_ECDSA": KeyExchange.ECDHE,
+    "ECDH_anon": KeyExchange.ECDHE,
+    "ECDH_RSA": KeyExchange.ECDH,
+    "ECDH_ECDSA": KeyExchange.ECDH,
+    "PSK": KeyExchange.PSK,
+    "DHE_PSK": KeyExchange.DHE_PSK,
+    "PSK_DHE": KeyExchange.DHE_PSK,  # RFC 6655 has the words in this order, for CCM_8
+    "ECDHE_PSK": KeyExchange.ECDHE_PSK,
+    "RSA_PSK": KeyExchange.RSA_PSK,
 }
 
 _HASHES = {"SHA": "sha1", "SHA256": "sha256", "SHA384": "sha384", "MD5": "md5", "SM3": "sm3"}
@@ -165,20 +167,17 @@ def parameters_of(suite: int) -> SuiteParameters | None:
     if name.endswith("_SCSV") or suite == CipherSuite.TLS_NULL_WITH_NULL_NULL:
         return None
     exchange, with_, rest = name.removeprefix("TLS_").partition("_WITH_")
+    key_exchange = _KEY_EXCHANGES.get(exchange, KeyExchange.OTHER)
     if not with_:
-        rest, exchange = exchange, "TLS13"
+        rest, key_exchange = exchange, KeyExchange.TLS13
     cipher_name, _, last = rest.rpartition("_")
     if last not in _HASHES:  # the CCM suites of RFC 6655 end in the cipher
         cipher_name, last = rest, "SHA256"
     cipher = _CIPHERS.get(cipher_name)
-    key_exchange, authentication = _KEY_EXCHANGES.get(exchange, (KeyExchange.OTHER, exchange))
-    if exchange == "TLS13":
-        key_exchange, authentication = KeyExchange.TLS13, "negotiated apart"
     mac = _HASHES[last]
     has_mac = cipher is not None and cipher.mode in (CipherMode.CBC, CipherMode.NULL)
     return SuiteParameters(
         key_exchange,
-        authentication,
         cipher,
         cipher_name,
         # RFC 5246 section 5: SHA-256 unless the suite says something stronger

@@ -48,7 +48,6 @@ _CLIENT, _SERVER = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
 _CHANGE_CIPHER_SPEC = b"\x01"
 _STORE_LIMIT_FACTOR = 4
 _MAX_RENEGOTIATIONS = 64
-_EPHEMERAL = (KeyExchange.ECDHE, KeyExchange.DHE, KeyExchange.ECDHE_PSK, KeyExchange.DHE_PSK)
 
 
 class _Side:
@@ -280,7 +279,7 @@ class TLS12Engine(Engine):
                 facts.group = group
                 facts.server_key_shares[group] = value.public
         elif kind == HandshakeType.CLIENT_KEY_EXCHANGE and not is_server:
-            if exchange in _EPHEMERAL:
+            if exchange.is_ephemeral:
                 group = facts.group or 0
                 facts.client_key_shares[group] = hs.client_key_exchange(message, exchange)
         elif kind == HandshakeType.NEW_SESSION_TICKET and is_server:

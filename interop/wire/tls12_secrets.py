@@ -31,7 +31,7 @@ from interop.wire.engine import no_key_reason
 from interop.wire.groups import NoSharedSecret, finite_field_shared_secret, shared_secret
 from interop.wire.key_schedule import transcript_hash
 from interop.wire.material import Direction, KeyMaterial, SecretSource
-from interop.wire.prf import extended_main_secret, main_secret
+from interop.wire.prf import MAIN_SECRET_LENGTH, extended_main_secret, main_secret
 from interop.wire.registry import (
     ExtensionType,
     HandshakeType,
@@ -52,14 +52,7 @@ __all__ = ["Candidate", "Handshake", "NoMainSecret", "find_main_secrets"]
 _CLIENT, _SERVER = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
 _PREMASTER_LENGTH = 48
 _RANDOM = slice(6, 38)  # of a hello message
-_EPHEMERAL = (KeyExchange.ECDHE, KeyExchange.DHE, KeyExchange.ECDHE_PSK, KeyExchange.DHE_PSK)
 _WITH_RSA = (KeyExchange.RSA, KeyExchange.RSA_PSK)
-_WITH_PSK = (
-    KeyExchange.PSK,
-    KeyExchange.RSA_PSK,
-    KeyExchange.ECDHE_PSK,
-    KeyExchange.DHE_PSK,
-)
 # What gave the premaster secret's one half, by what gave it together with the pre-shared key.
 _BESIDE_PSK = {
     SecretSource.SERVER_RSA_KEY: SecretSource.SERVER_AND_PRE_SHARED_KEY,
@@ -221,7 +214,7 @@ def _of_other_sessions(*secrets: bytes | None) -> list[Candidate]:
     return [
         Candidate(SecretSource.EARLIER_SESSION, secret)
         for secret in secrets
-        if secret is not None and len(secret) == _PREMASTER_LENGTH
+        if secret is not None and len(secret) == MAIN_SECRET_LENGTH
     ]
 
 
@@ -271,19 +264,19 @@ def _premaster_secrets(
 ) -> Iterator[tuple[SecretSource, bytes]]:
     exchange = suite.key_exchange
     random = handshake.messages[_CLIENT][0][_RANDOM]
-    if exchange not in (*_WITH_RSA, *_EPHEMERAL, *_WITH_PSK):
+    if not (exchange in _WITH_RSA or exchange.is_ephemeral or exchange.has_psk):
         raise NoMainSecret(no_key_reason(keys, exchange.value, random))
-    if exchange in _WITH_PSK and not keys.pre_shared_keys:
+    if exchange.has_psk and not keys.pre_shared_keys:
         reason = f"{exchange.value}: no pre-shared key was given"
         raise NoMainSecret(reason if not keys.is_empty else f"{exchange.value}: no keys were given")
     halves: list[tuple[SecretSource, bytes | None]] = [(SecretSource.PRE_SHARED_KEY, None)]
     if exchange in _WITH_RSA:
         halves = [(SecretSource.SERVER_RSA_KEY, secret) for secret in _of_rsa(keys, value)]
-    elif exchange in _EPHEMERAL:
+    elif exchange.is_ephemeral:
         secret = _of_ephemeral_key(keys, handshake, suite, value)
         halves = [(SecretSource.EPHEMERAL_KEY, secret)]
     for source, half in halves:
-        if exchange not in _WITH_PSK:
+        if not exchange.has_psk:
             yield source, half or b""
             continue
         for key in keys.pre_shared_keys:
@@ -331,7 +324,7 @@ def _of_ephemeral_key(
         label = f"{label} with {name_of(NamedGroup, value.group)}"
         return shared_secret(keys.ephemeral_keys, value.group, client, value.public)
     except NoSharedSecret as why:
-        if suite.key_exchange in _WITH_PSK:
+        if suite.key_exchange.has_psk:
             raise NoMainSecret(f"{label}: the pre-shared key is one half, and {why}") from None
         random = handshake.messages[_CLIENT][0][_RANDOM]
         raise NoMainSecret(no_key_reason(keys, label, random, tried=str(why))) from None

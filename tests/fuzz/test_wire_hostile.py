@@ -276,7 +276,6 @@ def assert_sane(session: TLSSession) -> None:
     assert session.opened or session.undecryptable is not None
     assert repr(session)
     assert len(session.handshake_messages) <= 256
-    session.key_log_lines()
 
 
 def test_the_corpus_opens_untouched() -> None:
