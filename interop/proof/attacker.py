@@ -7,24 +7,29 @@ control.
 The sessions of a capture share what opening one of them tells about others: a session that resumes
 one that opened earlier in the same capture opens too (see `interop.wire.learned`).
 
-Which connections are TLS is seen from their first bytes. Where a connection's opening was not
+Which connections are TLS is seen from their first bytes, or from a ClientHello soon after them: TLS
+may begin behind an agreement in the clear, such as STARTTLS. Where a connection's opening was not
 captured, client and server are told apart by ports only and may be the wrong way round; then the
 side that sends a ClientHello is the client. Memory is bounded by open connections: plaintext goes
-to the sink as it is recovered, and of a closed connection only its result is kept.
+to the sink as it is recovered, of a closed connection only its result is kept, and what directions
+hold back while they wait for each other has one bound for all (see `interop.wire.held`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
 from interop.capture.streams import StreamClosed, StreamConflict, StreamData, StreamGap
 from interop.direction import Direction
+from interop.wire.held import HeldBytes
 from interop.wire.learned import LearnedSecrets
 from interop.wire.material import KeyMaterial
+from interop.wire.record import HEADER_LENGTH, find_client_hello, not_tls_reason
 from interop.wire.session import TLSSession
 
 if TYPE_CHECKING:
@@ -40,6 +45,7 @@ __all__ = ["Attacker", "PlaintextSink", "SessionResult", "discard"]
 PlaintextSink: TypeAlias = Callable[[int, Direction, bytes | bytearray], None]
 """Called with the number of a stream, a direction, and recovered application data."""
 
+_SEARCHED_BYTES = 64 * 1024  # of a connection that begins as something else than TLS
 _HELLO_TYPE_OFFSET = 5  # behind the record header
 _CLIENT_HELLO = 1
 _HANDSHAKE_RECORD = 0x16
@@ -102,6 +108,7 @@ class Attacker:
         keys = stolen if isinstance(stolen, KeyMaterial) else KeyMaterial.of(stolen)
         self._keys = replace(keys, key_log=keys.key_log.copy())  # which `add_key_log` adds to
         self._learned = LearnedSecrets() if learned is None else learned
+        self._begin = partial(TLSSession, self._keys, learned=self._learned, held=HeldBytes())
         self._inspect = inspect
         self._sink = sink
         self._targets: dict[Connection, _Target] = {}
@@ -148,8 +155,7 @@ class Attacker:
 
     def _open(self, connection: Connection) -> _Target:
         self.connections += 1
-        session = TLSSession(self._keys, learned=self._learned)
-        target = self._targets[connection] = _Target(connection, session, self._sink)
+        target = self._targets[connection] = _Target(connection, self._begin, self._sink)
         return target
 
     def _settle(self, connection: Connection) -> None:
@@ -166,18 +172,26 @@ class _Target:
     """One connection under attack."""
 
     __slots__ = (
+        "_awaits_server",
+        "_begin",
         "_conflict",
         "_connection",
         "_open_directions",
         "_oriented",
+        "_searched_bytes",
         "_sink",
         "_swapped",
         "session",
     )
 
-    def __init__(self, connection: Connection, session: TLSSession, sink: PlaintextSink) -> None:
+    def __init__(
+        self, connection: Connection, begin: Callable[[], TLSSession], sink: PlaintextSink
+    ) -> None:
         self._connection = connection
-        self.session = session
+        self._begin = begin
+        self.session = begin()
+        self._searched_bytes = 0
+        self._awaits_server = False  # whether TLS began late, and its server has sent no record yet
         self._sink = sink
         self._oriented = connection.client_known
         self._swapped = False
@@ -188,7 +202,31 @@ class _Target:
         """Take bytes of one direction."""
         if not self._oriented:
             self._orient(direction, data)
-        self._deliver(self.session.feed(self._true(direction), data))
+        if self._awaits_server and not self._goes_on(direction, data):
+            return
+        if not self.session.not_tls:
+            self._deliver(self.session.feed(self._true(direction), data))
+        if self.session.not_tls and (start := self._find_beginning(direction, data)) >= 0:
+            self._swapped = direction is not Direction.CLIENT_TO_SERVER
+            self.session = self._begin()
+            self._awaits_server = True
+            self._deliver(self.session.feed(Direction.CLIENT_TO_SERVER, data[start:]))
+
+    def _find_beginning(self, direction: Direction, data: memoryview) -> int:
+        """Find where the client begins TLS on a connection that began as something else, or -1."""
+        from_client = self._true(direction) is Direction.CLIENT_TO_SERVER
+        room = _SEARCHED_BYTES - self._searched_bytes
+        if room <= 0 or (self._connection.client_known and not from_client):
+            return -1
+        self._searched_bytes += len(data)
+        return find_client_hello(bytes(data[:room]))
+
+    def _goes_on(self, direction: Direction, data: memoryview) -> bool:
+        """Whether data are TLS that began late: the client's are, the server's from a record on."""
+        if self._true(direction) is Direction.SERVER_TO_CLIENT:
+            self._awaits_server = not_tls_reason(data[:HEADER_LENGTH]) != ""
+            return not self._awaits_server
+        return True
 
     def gap(self, direction: Direction) -> None:
         """Note that bytes of one direction are not in the capture."""

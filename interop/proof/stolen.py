@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mlkem, rsa, x448, x25519
+from cryptography.hazmat.primitives.asymmetric import (
+    dsa,
+    ec,
+    ed448,
+    ed25519,
+    mldsa,
+    mlkem,
+    rsa,
+    x448,
+    x25519,
+)
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from interop.errors import DissectError, InputError
@@ -54,6 +64,10 @@ _ServerKey: TypeAlias = (
     | ec.EllipticCurvePrivateKey
     | ed25519.Ed25519PrivateKey
     | ed448.Ed448PrivateKey
+    | mldsa.MLDSA44PrivateKey
+    | mldsa.MLDSA65PrivateKey
+    | mldsa.MLDSA87PrivateKey
+    | dsa.DSAPrivateKey
 )
 _Ephemeral: TypeAlias = (
     x25519.X25519PrivateKey
@@ -90,7 +104,7 @@ def load_stolen(files: StolenFiles) -> tuple[KeyMaterial, list[Problem]]:
     secrets: list[Secret] = []
     problems: list[Problem] = []
     for path in files.key_logs:
-        parsed = KeyLog.parse(read_bounded(path, _MAX_KEY_LOG_BYTES))
+        parsed = _load_key_log(path)
         problems += _problems(path, parsed)
         secrets.append(SessionSecrets(parsed))
     secrets += [ServerKey(_load_server_key(path)) for path in files.server_keys]
@@ -103,7 +117,19 @@ def load_stolen(files: StolenFiles) -> tuple[KeyMaterial, list[Problem]]:
     return KeyMaterial.of(*secrets), problems
 
 
+def _load_key_log(path: Path) -> KeyLog:
+    """Read a key log; one in which nobody has written anything yet is one, too."""
+    content = read_bounded(path, _MAX_KEY_LOG_BYTES)
+    key_log = KeyLog.parse(content)
+    if not key_log and any(line.strip()[:1] not in (b"", b"#") for line in content.splitlines()):
+        first = "".join(f": {problem.message}" for problem in [*_problems(path, key_log)][:1])
+        raise InputError(f"{path}: not a key log: no line of it gives a secret of a session{first}")
+    return key_log
+
+
 def _problems(path: Path, key_log: KeyLog) -> Iterator[Problem]:
+    for label, number in key_log.unknown_labels.items():
+        yield Problem(str(path), f"line {number}: the label {label} is not known")
     for problem in key_log.problems:
         yield Problem(str(path), f"line {problem.line_number}: {problem.reason}")
     if unnamed := key_log.problem_count - len(key_log.problems):
@@ -124,7 +150,9 @@ def _load_private_key(path: Path, pem: bytes) -> object:
 def _load_server_key(path: Path) -> _ServerKey:
     key = _load_private_key(path, read_bounded(path, _MAX_KEY_BYTES))
     if not isinstance(key, _ServerKey):
-        raise InputError(f"{path}: not a server's key: TLS servers have RSA, ECDSA or EdDSA keys")
+        raise InputError(
+            f"{path}: not a server's key: TLS servers have RSA, ECDSA, EdDSA, ML-DSA or DSA keys"
+        )
     return key
 
 

@@ -1,31 +1,44 @@
 """What the protocol engines, those of TLS 1.2 and TLS 1.3 and `Hellos`, have in common.
 
 An engine is told of whole records and of whole handshake messages, sets the openers of the two
-halves, and says when a half must wait for the other. It writes what it learns into `SessionFacts`.
+halves, and says when a half must wait for the other. It writes what it learns into `SessionFacts`;
+what only informs, and decides nothing, cannot end a half by being malformed (`Engine._inform`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Never
+from typing import TYPE_CHECKING, Never, ParamSpec
 
 from interop.errors import DissectError
+from interop.wire import handshake as hs
 from interop.wire.facts import SeenAlert
 from interop.wire.material import Direction
 from interop.wire.record import MAX_CIPHERTEXT_TLS12
-from interop.wire.registry import AlertDescription, ContentType, name_of
+from interop.wire.registry import ContentType, ExtensionType, name_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from interop.wire.extensions import ExtensionBlock
     from interop.wire.facts import SessionFacts
     from interop.wire.half import Half
+    from interop.wire.handshake import ClientHello
     from interop.wire.learned import LearnedSecrets
     from interop.wire.material import KeyMaterial
 
 __all__ = ["Engine", "Halves", "no_key_reason", "refuse", "take_alert"]
 
+_P = ParamSpec("_P")
 Halves = dict[Direction, "Half"]
 
 _ALERT_LENGTH = 2
+_RAW_PUBLIC_KEY = b"\x02"  # RFC 7250 section 3
+_CERTIFICATE_TYPES = {
+    Direction.CLIENT_TO_SERVER: ExtensionType.CLIENT_CERTIFICATE_TYPE,
+    Direction.SERVER_TO_CLIENT: ExtensionType.SERVER_CERTIFICATE_TYPE,
+}
+_MAX_HANDSHAKE_MESSAGES = 256  # of one handshake; a real one has a dozen
 
 
 def refuse(message: str, path: str) -> Never:
@@ -38,8 +51,6 @@ def take_alert(facts: SessionFacts, half: Half, content: bytes, *, protected: bo
     if len(content) != _ALERT_LENGTH:
         refuse(f"an alert has 2 bytes, this one {len(content)}", "alert")
     facts.note_alert(SeenAlert(half.direction, content[0], content[1], protected))
-    if content[1] == AlertDescription.CLOSE_NOTIFY:
-        half.close_notify = True
 
 
 def no_key_reason(
@@ -86,6 +97,28 @@ class Engine(ABC):
         self._learned = learned
         self._halves = halves
 
+    def _inform(self, take: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs) -> None:
+        """Take facts that decide nothing: where they cannot be read, that is noted, and no more."""
+        try:
+            take(*args, **kwargs)
+        except DissectError as error:
+            self._facts.note_damage(error)
+
+    def _take_key_shares(self, hello: ClientHello) -> None:
+        self._facts.client_key_shares.update(hello.key_shares)
+
+    def _take_certificates(
+        self, direction: Direction, message: bytes, *, tls13: bool, agreed: ExtensionBlock
+    ) -> None:
+        """Note a peer's certificates; of raw public keys, if `agreed` upon, there are none."""
+        if agreed.get(_CERTIFICATE_TYPES[direction]) == _RAW_PUBLIC_KEY:
+            return
+        chain = hs.certificate_chain(message, tls13=tls13)
+        if direction is Direction.SERVER_TO_CLIENT:
+            self._facts.server_certificates = chain
+        else:
+            self._facts.client_certificates = chain
+
     def _close_both(self, reason: str) -> None:
         for half in self._halves.values():
             half.close(reason)
@@ -116,7 +149,10 @@ class Engine(ABC):
                 return
 
     def _store(self, half: Half, message: bytes, limit: int) -> bytes:
-        """Keep a handshake message, within a bound on all that are kept of one direction."""
+        """Keep a handshake message, within bounds on all that are kept of one direction."""
+        half.stored_handshake_messages += 1
+        if half.stored_handshake_messages > _MAX_HANDSHAKE_MESSAGES:
+            refuse(f"more than {_MAX_HANDSHAKE_MESSAGES} handshake messages", "handshake")
         half.stored_handshake_bytes += len(message)
         if half.stored_handshake_bytes > limit:
             refuse(f"more than {limit} bytes of handshake", "handshake")

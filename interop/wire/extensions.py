@@ -1,7 +1,7 @@
 """Extensions of hello messages, certificates and tickets (RFC 9846 section 4.3).
 
 `parse_extensions` keeps every extension's bytes by number; the functions after it read the ones
-that decide something. They run only when their message asks, so an extension that nobody needs
+that decide something. They run only when somebody asks, so an extension that nobody needs
 cannot spoil a message that is otherwise sound.
 """
 
@@ -20,16 +20,12 @@ __all__ = [
     "KeyShare",
     "OfferedPSK",
     "OfferedPSKs",
-    "alpn_protocols",
     "client_key_shares",
-    "cookie",
     "offered_psks",
     "open_extension",
     "parse_extensions",
     "psk_key_exchange_modes",
     "server_name",
-    "signature_algorithms",
-    "supported_groups",
     "supported_versions",
 ]
 
@@ -86,29 +82,13 @@ def open_extension(
     return Reader(data, f"{path}.{_PATHS[number]}")
 
 
-def _u16_list(
-    extensions: Mapping[int, bytes], number: ExtensionType, path: str, length_bytes: int = 2
-) -> tuple[int, ...]:
-    if (reader := open_extension(extensions, number, path)) is None:
-        return ()
-    numbers = reader.u16_list(length_bytes, "list")
-    reader.end()
-    return numbers
-
-
 def supported_versions(extensions: Mapping[int, bytes], path: str) -> tuple[int, ...]:
     """Read a client's versions (section 4.2.1); empty if it sent none."""
-    return _u16_list(extensions, ExtensionType.SUPPORTED_VERSIONS, path, 1)
-
-
-def supported_groups(extensions: Mapping[int, bytes], path: str) -> tuple[int, ...]:
-    """Read the groups a peer takes, best first (section 4.2.7)."""
-    return _u16_list(extensions, ExtensionType.SUPPORTED_GROUPS, path)
-
-
-def signature_algorithms(extensions: Mapping[int, bytes], path: str) -> tuple[int, ...]:
-    """Read the signature schemes a peer takes (section 4.2.3)."""
-    return _u16_list(extensions, ExtensionType.SIGNATURE_ALGORITHMS, path)
+    if (reader := open_extension(extensions, ExtensionType.SUPPORTED_VERSIONS, path)) is None:
+        return ()
+    versions = reader.u16_list(1, "list")
+    reader.end()
+    return versions
 
 
 def psk_key_exchange_modes(extensions: Mapping[int, bytes], path: str) -> tuple[int, ...]:
@@ -135,25 +115,6 @@ def server_name(extensions: Mapping[int, bytes], path: str) -> str | None:
         if kind == _HOST_NAME:
             return name.decode("ascii", "backslashreplace")
     return None
-
-
-def alpn_protocols(extensions: Mapping[int, bytes], path: str) -> tuple[bytes, ...]:
-    """Read application protocols: a client's list, or the server's one choice (RFC 7301)."""
-    number = ExtensionType.APPLICATION_LAYER_PROTOCOL_NEGOTIATION
-    if (reader := open_extension(extensions, number, path)) is None:
-        return ()
-    protocols = []
-    inner = reader.vector(2, "protocols")
-    while inner.remaining:
-        protocols.append(inner.opaque(1, "protocol", minimum=1))
-    return tuple(protocols)
-
-
-def cookie(extensions: Mapping[int, bytes], path: str) -> bytes | None:
-    """Read the cookie of a HelloRetryRequest or of the answer to it (section 4.2.2)."""
-    if (reader := open_extension(extensions, ExtensionType.COOKIE, path)) is None:
-        return None
-    return reader.opaque(2, "cookie", minimum=1)
 
 
 def client_key_shares(extensions: Mapping[int, bytes], path: str) -> tuple[KeyShare, ...]:

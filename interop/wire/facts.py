@@ -70,7 +70,8 @@ class SessionFacts:
     resumes and as the ticket key). 0-RTT data is never forward secret, whatever this says of the
     rest (RFC 9846 section 2.3). `client_key_shares` and `server_key_shares` map groups to public
     values; group 0 stands for finite-field parameters of a server's own making. `secrets` holds
-    what was derived or used, under RFC 9846's names.
+    what was derived or used, under RFC 9846's names. `damage` is the first thing that could not be
+    read; that ends its direction unless it could only have informed.
     """
 
     def __init__(self) -> None:
@@ -80,9 +81,6 @@ class SessionFacts:
         self.client_random: bytes | None = None
         self.server_random: bytes | None = None
         self.server_name: str | None = None
-        self.client_alpn_protocols: tuple[bytes, ...] = ()
-        self.alpn_protocol: bytes | None = None
-        self.signature_scheme: int | None = None
         self.extended_main_secret: bool | None = None
         self.encrypt_then_mac: bool | None = None
         self.hello_retry_request = False
@@ -122,6 +120,11 @@ class SessionFacts:
         if self.group == 0:
             return "finite field of the server's own"
         return None if self.group is None else name_of(NamedGroup, self.group)
+
+    def note_damage(self, error: DissectError) -> None:
+        """Remember what could not be read; the first counts."""
+        if self.damage is None:
+            self.damage = error
 
     def note_message(self, direction: Direction, handshake_type: int) -> None:
         """Remember that a message came by."""

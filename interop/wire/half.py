@@ -6,7 +6,8 @@ gap in the capture, or bytes that are no record), and everything after is ignore
 is never guessed.
 
 An open half may be *waiting* for the other one: the keys of a record can depend on messages that
-the recorder has not delivered yet. Its bytes are then held, up to a bound.
+the recorder has not delivered yet. Its bytes are then held, up to a bound of its own and one that
+all sessions have in common (see `held`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from interop.wire.material import Undecryptable
 from interop.wire.record import HEADER_LENGTH
 
 if TYPE_CHECKING:
+    from interop.wire.held import HeldBytes
     from interop.wire.material import Direction
     from interop.wire.protection import RecordOpener
 
@@ -29,8 +31,9 @@ class Half:
 
     other: Half  # the other direction's
 
-    def __init__(self, direction: Direction, handshake_limit_bytes: int) -> None:
+    def __init__(self, direction: Direction, handshake_limit_bytes: int, held: HeldBytes) -> None:
         self.direction = direction
+        self._held = held
         self.assembler = MessageAssembler(handshake_limit_bytes)
         self.pending = bytearray()
         self.awaited_bytes = 0  # until `pending` is this long, there is nothing to do
@@ -41,12 +44,12 @@ class Half:
         self.ended = False
         self.alive = True  # neither: it may still tell something
         self.stored_handshake_bytes = 0
+        self.stored_handshake_messages = 0
         self.protected_records_opened = 0
         self.skipped_records = 0  # for want of the secret of an earlier epoch
         self.skips_application_data = False
         self.encrypted_application_bytes = 0
         self.plaintext_bytes = 0
-        self.close_notify = False
 
     @property
     def waiting(self) -> bool:
@@ -63,9 +66,16 @@ class Half:
     def hold(self, view: memoryview) -> None:
         """Keep bytes; of a partial record, note how long it will be."""
         self.pending += view
-        if len(self.pending) >= HEADER_LENGTH and not self.waiting:
+        if self.waiting:
+            self._held.note(self)
+        elif len(self.pending) >= HEADER_LENGTH:
             length = int.from_bytes(self.pending[HEADER_LENGTH - 2 : HEADER_LENGTH], "big")
             self.awaited_bytes = HEADER_LENGTH + length
+
+    def resume(self) -> None:
+        """Wait no longer."""
+        self.waiting_for_type = None
+        self._held.release(self)
 
     def take_pending(self) -> memoryview:
         """Give all bytes kept, and keep none."""
@@ -75,6 +85,7 @@ class Half:
 
     def finish(self) -> None:
         """Note that there is no more of this direction."""
+        self._held.release(self)
         self.ended = True
         self.alive = False
 
@@ -82,5 +93,5 @@ class Half:
         """Stop reading this direction altogether."""
         self.close(reason)
         self.ended = True
-        self.waiting_for_type = None
+        self.resume()
         self.take_pending()

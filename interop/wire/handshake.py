@@ -52,6 +52,7 @@ _NAMED_CURVE = 3
 _KEY_UPDATE_VALUES = (0, 1)
 _LENGTH_MASK = 0xFFFFFF
 _PATHS = {kind: kind.name.lower() for kind in HandshakeType}
+_CLIENT_HELLO = _PATHS[HandshakeType.CLIENT_HELLO]
 
 
 class MessageAssembler:
@@ -89,7 +90,10 @@ class MessageAssembler:
 
 
 class ClientHello(NamedTuple):
-    """A ClientHello (RFC 9846 section 4.2.2), with the extensions that decide something."""
+    """A ClientHello (RFC 9846 section 4.2.2).
+
+    Its extensions are read when they are asked for, which may raise `DissectError`.
+    """
 
     legacy_version: int
     random: bytes
@@ -97,14 +101,31 @@ class ClientHello(NamedTuple):
     cipher_suites: tuple[int, ...]
     compression_methods: bytes
     extensions: ExtensionBlock
-    server_name: str | None
-    alpn_protocols: tuple[bytes, ...]
-    supported_versions: tuple[int, ...]
-    supported_groups: tuple[int, ...]
-    signature_algorithms: tuple[int, ...]
-    key_shares: tuple[KeyShare, ...]
-    psk_key_exchange_modes: tuple[int, ...]
-    pre_shared_keys: OfferedPSKs | None
+
+    @property
+    def server_name(self) -> str | None:
+        """The host that the client asks for."""
+        return ext.server_name(self.extensions, _CLIENT_HELLO)
+
+    @property
+    def supported_versions(self) -> tuple[int, ...]:
+        """The versions of TLS that it takes, if it says so there."""
+        return ext.supported_versions(self.extensions, _CLIENT_HELLO)
+
+    @property
+    def key_shares(self) -> tuple[KeyShare, ...]:
+        """Its public values."""
+        return ext.client_key_shares(self.extensions, _CLIENT_HELLO)
+
+    @property
+    def psk_key_exchange_modes(self) -> tuple[int, ...]:
+        """How it would use a pre-shared key."""
+        return ext.psk_key_exchange_modes(self.extensions, _CLIENT_HELLO)
+
+    @property
+    def pre_shared_keys(self) -> OfferedPSKs | None:
+        """The pre-shared keys that it offers."""
+        return ext.offered_psks(self.extensions, _CLIENT_HELLO)
 
     @property
     def early_data(self) -> bool:
@@ -159,12 +180,11 @@ class ServerKeyExchange(NamedTuple):
 
 
 class NewSessionTicket(NamedTuple):
-    """A ticket; `nonce` and `early_data_limit_bytes` are TLS 1.3's alone."""
+    """A ticket; `nonce` is TLS 1.3's alone."""
 
     lifetime_seconds: int
     ticket: bytes
     nonce: bytes = b""
-    early_data_limit_bytes: int | None = None
 
 
 def _body(message: bytes, kind: HandshakeType) -> Reader:
@@ -180,7 +200,6 @@ def _body(message: bytes, kind: HandshakeType) -> Reader:
 def parse_client_hello(message: bytes) -> ClientHello:
     """Read a ClientHello (RFC 9846 section 4.2.2). Raises `DissectError`."""
     reader = _body(message, HandshakeType.CLIENT_HELLO)
-    path = reader.path
     legacy_version = reader.u16("legacy_version")
     random = reader.take(32, "random")
     session_id = reader.opaque(1, "legacy_session_id")
@@ -188,22 +207,7 @@ def parse_client_hello(message: bytes) -> ClientHello:
     compression = reader.opaque(1, "legacy_compression_methods")
     block = ext.parse_extensions(reader) if reader.remaining else {}
     reader.end()
-    return ClientHello(
-        legacy_version,
-        random,
-        session_id,
-        suites,
-        compression,
-        block,
-        server_name=ext.server_name(block, path),
-        alpn_protocols=ext.alpn_protocols(block, path),
-        supported_versions=ext.supported_versions(block, path),
-        supported_groups=ext.supported_groups(block, path),
-        signature_algorithms=ext.signature_algorithms(block, path),
-        key_shares=ext.client_key_shares(block, path),
-        psk_key_exchange_modes=ext.psk_key_exchange_modes(block, path),
-        pre_shared_keys=ext.offered_psks(block, path),
-    )
+    return ClientHello(legacy_version, random, session_id, suites, compression, block)
 
 
 def _u16_extension(block: ExtensionBlock, number: ExtensionType, path: str) -> int | None:
@@ -305,12 +309,9 @@ def new_session_ticket_tls13(message: bytes) -> NewSessionTicket:
     reader.u32("ticket_age_add")
     nonce = reader.opaque(1, "ticket_nonce")
     ticket = reader.opaque(2, "ticket", minimum=1)
-    block = ext.parse_extensions(reader)
+    ext.parse_extensions(reader)
     reader.end()
-    limit = None
-    if (inner := ext.open_extension(block, ExtensionType.EARLY_DATA, reader.path)) is not None:
-        limit = inner.u32("max_early_data_size")
-    return NewSessionTicket(lifetime, ticket, nonce, limit)
+    return NewSessionTicket(lifetime, ticket, nonce)
 
 
 def new_session_ticket_tls12(message: bytes) -> NewSessionTicket:
@@ -337,7 +338,7 @@ def server_key_exchange(message: bytes, exchange: KeyExchange) -> ServerKeyExcha
     RFC 8422 section 5.4, RFC 5246 section 7.4.3, RFC 4279 section 2. Raises `DissectError`.
     """
     reader = _body(message, HandshakeType.SERVER_KEY_EXCHANGE)
-    if exchange in (KeyExchange.DHE_PSK, KeyExchange.ECDHE_PSK):
+    if exchange.is_ephemeral and exchange.has_psk:
         reader.opaque(2, "psk_identity_hint")
     if exchange in (KeyExchange.ECDHE, KeyExchange.ECDHE_PSK):
         if (kind := reader.u8("curve_type")) != _NAMED_CURVE:
@@ -364,12 +365,6 @@ _CLIENT_VALUES = {
     KeyExchange.ECDHE_PSK: (1, "ecdh_Yc"),
     KeyExchange.RSA_PSK: (2, "encrypted_premaster_secret"),
 }
-_WITH_IDENTITY = (
-    KeyExchange.PSK,
-    KeyExchange.DHE_PSK,
-    KeyExchange.ECDHE_PSK,
-    KeyExchange.RSA_PSK,
-)
 
 
 def client_key_exchange(message: bytes, exchange: KeyExchange) -> bytes:
@@ -378,7 +373,7 @@ def client_key_exchange(message: bytes, exchange: KeyExchange) -> bytes:
     Empty for an exchange that has neither (RFC 5246 section 7.4.7, RFC 8422 section 5.7).
     """
     reader = _body(message, HandshakeType.CLIENT_KEY_EXCHANGE)
-    if exchange in _WITH_IDENTITY:
+    if exchange.has_psk:
         reader.opaque(2, "psk_identity")
     if exchange not in _CLIENT_VALUES:
         return b""

@@ -85,15 +85,18 @@ class Hellos(Engine):
     def _take_client_hello(self, message: bytes) -> None:
         hello = hs.parse_client_hello(message)
         self._client_hello = (message, hello)
-        facts = self._facts
-        facts.client_random = hello.random
-        facts.server_name = hello.server_name
-        facts.client_alpn_protocols = hello.alpn_protocols
-        facts.early_data_offered = hello.early_data
-        facts.client_key_shares.update(hello.key_shares)
-        if hello.pre_shared_keys is not None:
-            offers = hello.pre_shared_keys.identities
-            facts.offered_psk_identities = tuple(offer.identity for offer in offers)
+        self._facts.client_random = hello.random
+        self._facts.early_data_offered = hello.early_data
+        for take in (self._take_server_name, self._take_key_shares, self._take_identities):
+            self._inform(take, hello)
+
+    def _take_server_name(self, hello: ClientHello) -> None:
+        self._facts.server_name = hello.server_name
+
+    def _take_identities(self, hello: ClientHello) -> None:
+        if (offers := hello.pre_shared_keys) is not None:
+            identities = tuple(offer.identity for offer in offers.identities)
+            self._facts.offered_psk_identities = identities
 
     def _take_server_hello(self, message: bytes) -> None:
         if self._client_hello is None:
@@ -123,5 +126,5 @@ class Hellos(Engine):
         facts.suite = hello.cipher_suite
         suite = parameters_of(hello.cipher_suite)
         if suite is not None:
-            facts.forward_secret = suite.key_exchange.forward_secret
+            facts.forward_secret = suite.forward_secret
         self._close_both(f"{facts.version_name}: this version is named but not read here")

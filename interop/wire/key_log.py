@@ -2,8 +2,9 @@
 
 A key log is appended to by several programs at once, edited by people, and cut off by crashes. So
 line ends of every kind, mixed-case hex, comments, blank lines, unknown labels and a byte order
-mark are all read; a damaged line becomes a `KeyLogProblem` with its number, and every other line
-counts. Nothing read here appears in a repr or in a problem's text: the lines are secrets.
+mark are all read; a damaged line becomes a `KeyLogProblem` with its number, an unknown label is
+named, and every other line counts. Nothing else that is read here appears in a repr or in a
+problem's text: the lines are secrets.
 """
 
 from __future__ import annotations
@@ -30,10 +31,20 @@ _LABELS = {
     "EARLY_EXPORTER_SECRET": _TRAFFIC_SECRET_LENGTHS,
     "EXPORTER_SECRET": _TRAFFIC_SECRET_LENGTHS,
 }
+# What programs write beside that, and nobody here needs: OpenSSL does the premaster secret of RSA,
+# and secrets of later generations, which do not say which.
+_UNUSED_LABELS = (
+    "RSA",
+    "CLIENT_TRAFFIC_SECRET_N",
+    "SERVER_TRAFFIC_SECRET_N",
+    "ECH_SECRET",
+    "ECH_CONFIG",
+)
 _GENERATION_LABEL = re.compile(r"(?:CLIENT|SERVER)_TRAFFIC_SECRET_[0-9]{1,6}")
 _LABEL = re.compile(r"[A-Z][A-Z0-9_]*")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _FIELDS = 3
+_NO_LABEL = "no label at the start of the line"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +59,21 @@ class _Damaged(Exception):
     """Why a line cannot be used."""
 
 
-def _lengths_of(label: str) -> tuple[int, ...] | None:
+class _UnknownLabel(Exception):
+    """A label that is none of those above."""
+
+
+def _lengths_of(label: str) -> tuple[int, ...]:
+    """Say how long a secret of this label may be; nothing for one that nobody needs."""
     if _GENERATION_LABEL.fullmatch(label):
         return _TRAFFIC_SECRET_LENGTHS
-    return _LABELS.get(label)
+    if (lengths := _LABELS.get(label)) is not None:
+        return lengths
+    if label in _UNUSED_LABELS:
+        return ()
+    if "_" not in label:  # as likely a secret without a label, which is not to be shown
+        raise _Damaged(_NO_LABEL)
+    raise _UnknownLabel(label)
 
 
 def _parse_line(line: bytes) -> tuple[str, bytes, bytes] | None:
@@ -66,9 +88,9 @@ def _parse_line(line: bytes) -> tuple[str, bytes, bytes] | None:
     except UnicodeDecodeError:
         raise _Damaged("the label is not ASCII") from None
     if not _LABEL.fullmatch(label):
-        raise _Damaged("no label at the start of the line")
+        raise _Damaged(_NO_LABEL)
     lengths = _lengths_of(label)
-    if lengths is None:
+    if not lengths:
         return None
     if len(fields) != _FIELDS:
         raise _Damaged(f"{label} takes a client random and a secret, {len(fields) - 1} found")
@@ -88,7 +110,8 @@ class KeyLog(Mapping[bytes, Mapping[str, bytes]]):
     """Secrets by client random, then by label.
 
     `problems` holds the damaged lines (at most `MAX_PROBLEMS`), `problem_count` how many there
-    were.
+    were. `unknown_labels` tells in which line each label came first that is not known; only `parse`
+    fills it.
     """
 
     def __init__(
@@ -101,6 +124,7 @@ class KeyLog(Mapping[bytes, Mapping[str, bytes]]):
             client_random: MappingProxyType(dict(labels))
             for client_random, labels in (secrets or {}).items()
         }
+        self.unknown_labels: dict[str, int] = {}
         self.problems = problems
         self.problem_count = len(problems) if problem_count is None else problem_count
 
@@ -114,6 +138,7 @@ class KeyLog(Mapping[bytes, Mapping[str, bytes]]):
         raw = data.encode("utf-8", "replace") if isinstance(data, str) else bytes(data)
         secrets: dict[bytes, dict[str, bytes]] = {}
         problems: list[KeyLogProblem] = []
+        unknown_labels: dict[str, int] = {}
         count = 0
         for number, line in enumerate(raw.removeprefix(_BYTE_ORDER_MARK).splitlines(), start=1):
             try:
@@ -122,11 +147,16 @@ class KeyLog(Mapping[bytes, Mapping[str, bytes]]):
                 label, client_random, secret = parsed
                 if secrets.setdefault(client_random, {}).setdefault(label, secret) != secret:
                     raise _Damaged(f"{label}: contradicts an earlier line for this client random")  # noqa: TRY301 - one way to report
+            except _UnknownLabel as label:
+                if len(unknown_labels) < MAX_PROBLEMS:
+                    unknown_labels.setdefault(str(label), number)
             except _Damaged as damage:
                 count += 1
                 if count <= MAX_PROBLEMS:
                     problems.append(KeyLogProblem(number, str(damage)))
-        return cls(secrets, tuple(problems), count)
+        log = cls(secrets, tuple(problems), count)
+        log.unknown_labels = unknown_labels
+        return log
 
     def __getitem__(self, client_random: bytes) -> Mapping[str, bytes]:
         return self._secrets[client_random]

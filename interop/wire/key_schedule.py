@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 __all__ = [
+    "HASH_OF_LENGTH",
     "TrafficKeys",
     "binder_key",
     "derive_secret",
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 _HASHES = {"sha256": SHA256(), "sha384": SHA384()}  # of all suites that this package opens
+HASH_OF_LENGTH = {32: "sha256", 48: "sha384"}  # which of them a secret of so many bytes is of
 _IV_LENGTH = 12
 _LABEL_PREFIX = b"tls13 "
 _MESSAGE_HASH = 254

@@ -14,6 +14,7 @@ costs a session, never its truth. The memory holds `limit` entries and forgets t
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 
 __all__ = ["LearnedSecrets"]
 
@@ -28,7 +29,7 @@ class LearnedSecrets:
 
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
         self._limit = limit
-        self._secrets: dict[bytes, bytes] = {}
+        self._secrets: OrderedDict[bytes, bytes] = OrderedDict()  # a dict's oldest is slow to find
 
     def __len__(self) -> int:
         return len(self._secrets)
@@ -58,7 +59,7 @@ class LearnedSecrets:
         digest = _digest(kind, name)
         self._secrets.pop(digest, None)  # so that it counts as new
         if len(self._secrets) >= self._limit:
-            del self._secrets[next(iter(self._secrets))]
+            self._secrets.popitem(last=False)
         self._secrets[digest] = secret
 
 

@@ -139,6 +139,7 @@ class SecretSource(Enum):
     EPHEMERAL_AND_PRE_SHARED_KEY = "ephemeral key and pre-shared key"
     EPHEMERAL_AND_EARLIER_SESSION = "ephemeral key and earlier session"
     SERVER_AND_PRE_SHARED_KEY = "server RSA key and pre-shared key"
+    NO_ENCRYPTION = "no key, as it was never encrypted"
 
 
 @dataclass(frozen=True, slots=True)

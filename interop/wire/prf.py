@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 __all__ = [
     "CLIENT_FINISHED",
+    "MAIN_SECRET_LENGTH",
     "SERVER_FINISHED",
     "KeyBlock",
     "exporter_value",
@@ -24,7 +25,7 @@ __all__ = [
 CLIENT_FINISHED = b"client finished"
 SERVER_FINISHED = b"server finished"
 
-_MAIN_SECRET_LENGTH = 48
+MAIN_SECRET_LENGTH = 48
 _VERIFY_DATA_LENGTH = 12
 
 
@@ -58,7 +59,7 @@ def main_secret(
 ) -> bytes:
     """Derive the 48-byte main secret from the two randoms (RFC 5246 section 8.1)."""
     seed = client_random + server_random
-    return prf(hash_name, premaster_secret, b"master secret", seed, _MAIN_SECRET_LENGTH)
+    return prf(hash_name, premaster_secret, b"master secret", seed, MAIN_SECRET_LENGTH)
 
 
 def extended_main_secret(hash_name: str, premaster_secret: bytes, session_hash: bytes) -> bytes:
@@ -67,7 +68,7 @@ def extended_main_secret(hash_name: str, premaster_secret: bytes, session_hash: 
     `session_hash` covers the messages up to and including ClientKeyExchange.
     """
     label = b"extended master secret"
-    return prf(hash_name, premaster_secret, label, session_hash, _MAIN_SECRET_LENGTH)
+    return prf(hash_name, premaster_secret, label, session_hash, MAIN_SECRET_LENGTH)
 
 
 def key_block(

@@ -3,7 +3,8 @@
 An *opener* holds the keys of one direction for one epoch and the sequence number of its next
 record. `open` takes one record and gives its true content type and content, or None where
 authentication fails; the sequence number moves only on success, so a fresh opener can be tried on
-a record and thrown away. Nothing unauthenticated ever leaves this module.
+a record and thrown away. Nothing unauthenticated ever leaves this module, but for the records of a
+suite without encryption, which anybody reads, where the key of their MAC is not known.
 
 Theory of operation of the bulk path. Nearly all bytes of a real capture are application_data
 records in one long run, so `open_run` opens as many of them as the view holds and does nothing
@@ -38,6 +39,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESCCM, AESGCM, ChaCha20
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CBC
 
+from interop.wire.key_schedule import digest_length
 from interop.wire.record import HEADER_LENGTH, MAX_CIPHERTEXT_TLS12, MAX_CIPHERTEXT_TLS13
 from interop.wire.registry import ContentType
 from interop.wire.suites import BulkCipher, CipherMode
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CBCOpener",
+    "NullOpener",
     "Opened",
     "RecordOpener",
     "TLS12AEADOpener",
@@ -271,6 +274,37 @@ class TLS12AEADOpener(RecordOpener):
         return offset, position
 
 
+def _mac_is_right(mac: bytes | memoryview, key: bytes, mac_name: str, data: bytes) -> bool:
+    return hmac.compare_digest(hmac.digest(key, data, mac_name), mac)
+
+
+class NullOpener(RecordOpener):
+    """The records of a TLS 1.2 suite without encryption (RFC 5246 section 6.2.3.1).
+
+    Takes off their MAC and, unless the key of it is empty for want of the main secret, checks it.
+    """
+
+    def __init__(self, keys: TLS12Keys, mac_name: str) -> None:
+        self._mac_key = keys.mac_key
+        self._mac_name = mac_name
+        self._mac_length = digest_length(mac_name)
+
+    def open(self, record: memoryview) -> Opened | None:
+        """Open one record; None if it is too short for its MAC, or that is wrong."""
+        content_type, version, length = _HEADER.unpack_from(record)
+        content_length = length - self._mac_length
+        if content_length < 0:
+            return None
+        stop = HEADER_LENGTH + content_length
+        content = bytes(record[HEADER_LENGTH:stop])
+        if self._mac_key:
+            header = _ADDITIONAL_DATA.pack(self.sequence, content_type, version, content_length)
+            if not _mac_is_right(record[stop:], self._mac_key, self._mac_name, header + content):
+                return None
+        self.sequence += 1
+        return Opened(content_type, content)
+
+
 class CBCOpener(RecordOpener):
     """TLS 1.2 CBC protection, MAC inside or outside (RFC 5246 section 6.2.3.2; RFC 7366)."""
 
@@ -307,8 +341,7 @@ class CBCOpener(RecordOpener):
         self, mac: bytes | memoryview, data: bytes | memoryview, content_type: int, version: int
     ) -> bool:
         header = _ADDITIONAL_DATA.pack(self.sequence, content_type, version, len(data))
-        expected = hmac.digest(self._mac_key, header + data, self._mac_name)
-        return hmac.compare_digest(expected, mac)
+        return _mac_is_right(mac, self._mac_key, self._mac_name, header + data)
 
     def _decrypt(self, fragment: memoryview) -> bytes | None:
         """Decrypt IV and ciphertext and take off the padding; None if either is malformed."""
@@ -348,4 +381,6 @@ def tls12_opener(
     """Make the opener of one direction of TLS 1.2; `mac_name` is None for an AEAD."""
     if mac_name is None:
         return TLS12AEADOpener(cipher, keys)
+    if cipher.mode is CipherMode.NULL:
+        return NullOpener(keys, mac_name)
     return CBCOpener(cipher, keys, mac_name, encrypt_then_mac=encrypt_then_mac)

@@ -12,7 +12,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from interop.errors import DissectError
-from interop.wire.registry import ContentType
+from interop.wire.registry import ContentType, HandshakeType
 
 __all__ = [
     "HEADER_LENGTH",
@@ -21,6 +21,7 @@ __all__ = [
     "MAX_PLAINTEXT",
     "Record",
     "RecordSplitter",
+    "find_client_hello",
     "not_tls_reason",
     "read_header",
 ]
@@ -31,6 +32,9 @@ MAX_CIPHERTEXT_TLS13 = 2**14 + 256  # RFC 9846 section 5.2
 MAX_CIPHERTEXT_TLS12 = 2**14 + 2048  # RFC 5246 section 6.2.3
 
 _HEADER = Struct("!BHH")
+_HELLO_BEGINS = bytes((ContentType.HANDSHAKE, 3))
+_CLIENT_HELLO = Struct("!2sBHBBHH")  # a record's header, a message's, and legacy_version
+_MESSAGE_HEADER_LENGTH = 4
 _FIRST_TYPES = (ContentType.HANDSHAKE, ContentType.ALERT)
 _MAJOR_VERSION = 3
 _MINOR_VERSIONS = 4
@@ -101,6 +105,28 @@ def not_tls_reason(prefix: bytes | bytearray | memoryview) -> str | None:
     if major != _MAJOR_VERSION or minor > _MINOR_VERSIONS or not 0 < length <= MAX_CIPHERTEXT_TLS12:
         return _NOT_TLS
     return "" if first in _FIRST_TYPES else _MID_SESSION
+
+
+def find_client_hello(data: bytes) -> int:
+    """Find where a ClientHello begins that has a record to itself; -1 if there is none.
+
+    For streams that begin as something else, such as STARTTLS.
+    """
+    offset = data.find(_HELLO_BEGINS)
+    while offset >= 0:
+        if len(data) - offset < _CLIENT_HELLO.size:
+            return -1
+        _, minor, length, kind, high, low, version = _CLIENT_HELLO.unpack_from(data, offset)
+        is_alone = (high << 16 | low) + _MESSAGE_HEADER_LENGTH == length
+        if (
+            minor <= _MINOR_VERSIONS
+            and kind == HandshakeType.CLIENT_HELLO
+            and is_alone
+            and version >> 8 == _MAJOR_VERSION
+        ):
+            return offset
+        offset = data.find(_HELLO_BEGINS, offset + 1)
+    return -1
 
 
 class RecordSplitter:

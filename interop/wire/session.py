@@ -8,13 +8,14 @@ business: `Hellos` first, then that of the negotiated version. What the session 
   A direction in the middle of application data takes the opener's bulk path (see `protection`),
   and everything a feed recovers of a direction comes out as one contiguous piece.
 * *Waiting.* A record whose keys depend on what the other direction has not told yet is held, with
-  all that follows it, up to `buffer_limit_bytes`. After every feed `_settle` lets go of whichever
-  half may proceed, until neither can. Each turn consumes at least one record or message, so it
-  ends.
+  all that follows it, up to `buffer_limit_bytes` and to what all sessions may hold together. After
+  every feed `_settle` lets go of whichever half may proceed, until neither can. Each turn consumes
+  at least one record or message, so it ends.
 * *Failure.* `feed` never raises for what the bytes are. A `DissectError` ends its direction (see
   `half`) and is kept in `damage`; what was recovered before it in the same feed is still returned.
   The other direction goes on as far as it can. Nothing that is not authenticated is ever returned:
-  a wrong key and a flipped bit both end in `Undecryptable`, not in plaintext.
+  a wrong key and a flipped bit both end in `Undecryptable`, not in plaintext. Only what was never
+  encrypted (a NULL suite of TLS 1.2) needs no key, and then nothing authenticates it.
 
 *Opened* means that application data was decrypted and authenticated, or, in a session that carried
 none that stayed closed, that protected records were. To have a key is not to have opened.
@@ -29,11 +30,12 @@ from interop.errors import DissectError
 from interop.wire import handshake as hs
 from interop.wire.facts import SessionFacts
 from interop.wire.half import Half
+from interop.wire.held import HeldBytes
 from interop.wire.hellos import Hellos
 from interop.wire.learned import LearnedSecrets
 from interop.wire.material import Direction, KeyMaterial, Undecryptable
 from interop.wire.record import HEADER_LENGTH, not_tls_reason, read_header
-from interop.wire.registry import ContentType, ProtocolVersion
+from interop.wire.registry import ContentType
 
 if TYPE_CHECKING:
     from interop.wire.engine import Engine
@@ -45,19 +47,6 @@ DEFAULT_HANDSHAKE_LIMIT = hs.DEFAULT_LIMIT
 
 _APPLICATION_DATA = int(ContentType.APPLICATION_DATA)
 _CLIENT, _SERVER = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
-
-# By whether the version is TLS 1.3, whose main secret has no label.
-_KEY_LOG_LABELS: dict[bool, dict[str, str]] = {
-    False: {"main_secret": "CLIENT_RANDOM"},
-    True: {
-        "client_early_traffic_secret": "CLIENT_EARLY_TRAFFIC_SECRET",
-        "client_handshake_traffic_secret": "CLIENT_HANDSHAKE_TRAFFIC_SECRET",
-        "server_handshake_traffic_secret": "SERVER_HANDSHAKE_TRAFFIC_SECRET",
-        "client_application_traffic_secret_0": "CLIENT_TRAFFIC_SECRET_0",
-        "server_application_traffic_secret_0": "SERVER_TRAFFIC_SECRET_0",
-        "exporter_secret": "EXPORTER_SECRET",
-    },
-}
 
 Recovered = list[tuple[Direction, bytearray]]
 
@@ -98,7 +87,7 @@ class TLSSession(SessionFacts):
     """Reads one recorded session; see the module's theory of operation.
 
     `learned` is shared by the sessions of a capture: what opening one tells about those that
-    resume it.
+    resume it. So is `held`, which bounds what they hold back all together.
     `buffer_limit_bytes` bounds what one direction may hold back while it waits for the other;
     `handshake_limit_bytes` bounds one handshake message (and, four times over, a whole flight).
     """
@@ -108,12 +97,15 @@ class TLSSession(SessionFacts):
         keys: KeyMaterial,
         *,
         learned: LearnedSecrets | None = None,
+        held: HeldBytes | None = None,
         buffer_limit_bytes: int = DEFAULT_BUFFER_LIMIT,
         handshake_limit_bytes: int = DEFAULT_HANDSHAKE_LIMIT,
     ) -> None:
         super().__init__()
         self._buffer_limit = buffer_limit_bytes
-        client, server = Half(_CLIENT, handshake_limit_bytes), Half(_SERVER, handshake_limit_bytes)
+        held = HeldBytes() if held is None else held
+        client = Half(_CLIENT, handshake_limit_bytes, held)
+        server = Half(_SERVER, handshake_limit_bytes, held)
         # Weak on the way back: a session is freed as soon as it is let go, not at some collection.
         client.other, server.other = proxy(server), proxy(client)
         self._halves = {_CLIENT: client, _SERVER: server}
@@ -192,7 +184,7 @@ class TLSSession(SessionFacts):
         try:
             if kind is None or self._engine.must_wait(half, kind):
                 return False
-            half.waiting_for_type = None
+            half.resume()
             self._engine.drain(half)
         except DissectError as error:
             self._damaged(half, error)
@@ -229,8 +221,7 @@ class TLSSession(SessionFacts):
         half.hold(view)
 
     def _damaged(self, half: Half, error: DissectError) -> None:
-        if self.damage is None:
-            self.damage = error
+        self.note_damage(error)
         half.end(f"damaged: {error}")
 
     def _recognise(self, half: Half, view: memoryview) -> bool:
@@ -381,17 +372,3 @@ class TLSSession(SessionFacts):
         are counted too.
         """
         return {d: half.encrypted_application_bytes for d, half in self._halves.items()}
-
-    def closed_cleanly(self, direction: Direction) -> bool:
-        """Whether a close_notify that could be read ends a direction (RFC 9846 section 6.1)."""
-        return self._halves[direction].close_notify
-
-    def key_log_lines(self) -> list[str]:
-        """Give this session's secrets as a key log (RFC 9850), for other tools to open it with."""
-        if self.client_random is None:
-            return []
-        return [
-            f"{label} {self.client_random.hex()} {self.secrets[name].hex()}"
-            for name, label in _KEY_LOG_LABELS[self.version == ProtocolVersion.TLS_1_3].items()
-            if name in self.secrets
-        ]

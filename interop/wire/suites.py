@@ -7,7 +7,8 @@ still have a key exchange, hence a verdict on forward secrecy; their `cipher` is
 
 The RSA in TLS_RSA_WITH_… is key transport: whoever holds the server's key reads the session. The
 DH_ and ECDH_ families are static. Only DHE, ECDHE and the TLS 1.3 suites (whose exchange is
-negotiated apart) are forward secret.
+negotiated apart) are forward secret, and of those the ones that encrypt at all: the records of a
+NULL suite and of the integrity-only suites of TLS 1.3 (RFC 9150) lie open in the capture.
 """
 
 from __future__ import annotations
@@ -44,14 +45,17 @@ class KeyExchange(Enum):
     @property
     def forward_secret(self) -> bool | None:
         """Whether long-term keys leave the session closed; None where the suite does not say."""
-        if self is KeyExchange.TLS13:
-            return None
-        return self in (
-            KeyExchange.DHE,
-            KeyExchange.ECDHE,
-            KeyExchange.DHE_PSK,
-            KeyExchange.ECDHE_PSK,
-        )
+        return None if self is KeyExchange.TLS13 else self.is_ephemeral
+
+    @property
+    def is_ephemeral(self) -> bool:
+        """Whether both sides make a key for it, by the suite alone."""
+        return self.value.startswith(("DHE", "ECDHE"))
+
+    @property
+    def has_psk(self) -> bool:
+        """Whether a pre-shared key goes into it, by the suite alone."""
+        return self.value.endswith("PSK")
 
 
 class CipherMode(Enum):
@@ -61,6 +65,7 @@ class CipherMode(Enum):
     CCM = "CCM"
     CHACHA20_POLY1305 = "CHACHA20_POLY1305"
     CBC = "CBC"
+    NULL = "NULL"  # a MAC and no encryption
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ class BulkCipher:
     mode: CipherMode
     key_length: int
     fixed_iv_length: int  # what the TLS 1.2 key block gives; TLS 1.3 always takes 12
-    tag_length: int  # of an AEAD; 0 for CBC
+    tag_length: int  # of an AEAD; otherwise 0
     block_length: int = 0  # of CBC
 
 
@@ -80,11 +85,20 @@ class SuiteParameters:
     """What a suite's name says."""
 
     key_exchange: KeyExchange
-    authentication: str
     cipher: BulkCipher | None
     cipher_name: str
     hash_name: str  # of the PRF or HKDF, as hashlib spells it
-    mac_name: str | None  # of a CBC record, as hashlib spells it
+    mac_name: str | None  # of a CBC or NULL record, as hashlib spells it
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether records are encrypted, and not only authenticated."""
+        return self.cipher_name not in _ONLY_AUTHENTICATED
+
+    @property
+    def forward_secret(self) -> bool | None:
+        """Whether long-term keys leave the session closed; None where the suite does not say."""
+        return self.key_exchange.forward_secret if self.encrypts else False
 
 
 def _aead(name: str, mode: CipherMode, key_length: int, tag_length: int = 16) -> BulkCipher:
@@ -109,32 +123,35 @@ _CIPHERS = {
         _cbc("AES_128_CBC", 16, 16),
         _cbc("AES_256_CBC", 32, 16),
         _cbc("3DES_EDE_CBC", 24, 8),
+        BulkCipher("NULL", CipherMode.NULL, 0, 0, 0),
     )
 }
+# TLS 1.2's NULL suites, and those of RFC 9150.
+_ONLY_AUTHENTICATED = ("NULL", "NULL_GOSTR3411", "SHA256", "SHA384")
 
 _KEY_EXCHANGES = {
-    "RSA": (KeyExchange.RSA, "RSA"),
-    "RSA_EXPORT": (KeyExchange.RSA, "RSA"),
-    "DHE_RSA": (KeyExchange.DHE, "RSA"),
-    "DHE_RSA_EXPORT": (KeyExchange.DHE, "RSA"),
-    "DHE_DSS": (KeyExchange.DHE, "DSS"),
-    "DHE_DSS_EXPORT": (KeyExchange.DHE, "DSS"),
-    "DH_anon": (KeyExchange.DHE, "anonymous"),
-    "DH_anon_EXPORT": (KeyExchange.DHE, "anonymous"),
-    "DH_RSA": (KeyExchange.DH, "RSA"),
-    "DH_RSA_EXPORT": (KeyExchange.DH, "RSA"),
-    "DH_DSS": (KeyExchange.DH, "DSS"),
-    "DH_DSS_EXPORT": (KeyExchange.DH, "DSS"),
-    "ECDHE_RSA": (KeyExchange.ECDHE, "RSA"),
-    "ECDHE_ECDSA": (KeyExchange.ECDHE, "ECDSA"),
-    "ECDH_anon": (KeyExchange.ECDHE, "anonymous"),
-    "ECDH_RSA": (KeyExchange.ECDH, "RSA"),
-    "ECDH_ECDSA": (KeyExchange.ECDH, "ECDSA"),
-    "PSK": (KeyExchange.PSK, "PSK"),
-    "DHE_PSK": (KeyExchange.DHE_PSK, "PSK"),
-    "PSK_DHE": (KeyExchange.DHE_PSK, "PSK"),  # RFC 6655 has the words in this order, for CCM_8
-    "ECDHE_PSK": (KeyExchange.ECDHE_PSK, "PSK"),
-    "RSA_PSK": (KeyExchange.RSA_PSK, "RSA"),
+    "RSA": KeyExchange.RSA,
+    "RSA_EXPORT": KeyExchange.RSA,
+    "DHE_RSA": KeyExchange.DHE,
+    "DHE_RSA_EXPORT": KeyExchange.DHE,
+    "DHE_DSS": KeyExchange.DHE,
+    "DHE_DSS_EXPORT": KeyExchange.DHE,
+    "DH_anon": KeyExchange.DHE,
+    "DH_anon_EXPORT": KeyExchange.DHE,
+    "DH_RSA": KeyExchange.DH,
+    "DH_RSA_EXPORT": KeyExchange.DH,
+    "DH_DSS": KeyExchange.DH,
+    "DH_DSS_EXPORT": KeyExchange.DH,
+    "ECDHE_RSA": KeyExchange.ECDHE,
+    "ECDHE_ECDSA": KeyExchange.ECDHE,
+    "ECDH_anon": KeyExchange.ECDHE,
+    "ECDH_RSA": KeyExchange.ECDH,
+    "ECDH_ECDSA": KeyExchange.ECDH,
+    "PSK": KeyExchange.PSK,
+    "DHE_PSK": KeyExchange.DHE_PSK,
+    "PSK_DHE": KeyExchange.DHE_PSK,  # RFC 6655 has the words in this order, for CCM_8
+    "ECDHE_PSK": KeyExchange.ECDHE_PSK,
+    "RSA_PSK": KeyExchange.RSA_PSK,
 }
 
 _HASHES = {"SHA": "sha1", "SHA256": "sha256", "SHA384": "sha384", "MD5": "md5", "SM3": "sm3"}
@@ -150,25 +167,22 @@ def parameters_of(suite: int) -> SuiteParameters | None:
     if name.endswith("_SCSV") or suite == CipherSuite.TLS_NULL_WITH_NULL_NULL:
         return None
     exchange, with_, rest = name.removeprefix("TLS_").partition("_WITH_")
+    key_exchange = _KEY_EXCHANGES.get(exchange, KeyExchange.OTHER)
     if not with_:
-        rest, exchange = exchange, "TLS13"
+        rest, key_exchange = exchange, KeyExchange.TLS13
     cipher_name, _, last = rest.rpartition("_")
     if last not in _HASHES:  # the CCM suites of RFC 6655 end in the cipher
         cipher_name, last = rest, "SHA256"
     cipher = _CIPHERS.get(cipher_name)
-    key_exchange, authentication = _KEY_EXCHANGES.get(exchange, (KeyExchange.OTHER, exchange))
-    if exchange == "TLS13":
-        key_exchange, authentication = KeyExchange.TLS13, "negotiated apart"
     mac = _HASHES[last]
-    is_cbc = cipher is not None and cipher.mode is CipherMode.CBC
+    has_mac = cipher is not None and cipher.mode in (CipherMode.CBC, CipherMode.NULL)
     return SuiteParameters(
         key_exchange,
-        authentication,
         cipher,
         cipher_name,
         # RFC 5246 section 5: SHA-256 unless the suite says something stronger
         hash_name="sha256" if mac in ("sha1", "md5") else mac,
-        mac_name=mac if is_cbc else None,
+        mac_name=mac if has_mac else None,
     )
 
 

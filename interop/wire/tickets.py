@@ -33,6 +33,7 @@ from interop.errors import DissectError, InputError
 from interop.wire import der
 from interop.wire.codec import Reader
 from interop.wire.key_schedule import (
+    HASH_OF_LENGTH,
     derive_secret,
     early_secret,
     expand_label,
@@ -40,6 +41,7 @@ from interop.wire.key_schedule import (
     resumption_psk,
     transcript_hash,
 )
+from interop.wire.prf import MAIN_SECRET_LENGTH
 from interop.wire.registry import ProtocolVersion
 
 if TYPE_CHECKING:
@@ -50,8 +52,6 @@ __all__ = ["TICKET_KEY_LENGTHS", "TicketKey", "TicketState", "openssl_session"]
 _NAME_LENGTH = 16
 _BLOCK_LENGTH = 16
 _MAC_LENGTH = 32
-_MAIN_SECRET_LENGTH = 48
-_HASH_OF_LENGTH = {32: "sha256", 48: "sha384"}
 _CCM_8_TAG_LENGTH = 8
 
 
@@ -97,8 +97,8 @@ class TicketKey:
 def _checked(state: TicketState) -> TicketState | None:
     """Refuse a secret that no session of its version can have."""
     if state.version == ProtocolVersion.TLS_1_3:
-        return state if len(state.secret) in _HASH_OF_LENGTH else None
-    return state if len(state.secret) == _MAIN_SECRET_LENGTH else None
+        return state if len(state.secret) in HASH_OF_LENGTH else None
+    return state if len(state.secret) == MAIN_SECRET_LENGTH else None
 
 
 # OpenSSL, and nginx, Apache and HAProxy above it
@@ -165,8 +165,8 @@ def _go_session(data: bytes) -> TicketState:
         return TicketState(version, reader.opaque(2, "main_secret"))
     reader.take(2 + 8, "cipher_suite, created_at")
     secret = reader.opaque(1, "secret")
-    if is_tls13 and kind == _GO_REVISION_0 and len(secret) in _HASH_OF_LENGTH:
-        secret = resumption_psk(_HASH_OF_LENGTH[len(secret)], secret, b"")
+    if is_tls13 and kind == _GO_REVISION_0 and len(secret) in HASH_OF_LENGTH:
+        secret = resumption_psk(HASH_OF_LENGTH[len(secret)], secret, b"")
     return TicketState(version, secret)
 
 
@@ -194,8 +194,8 @@ def _read_tlslite(
     version = reader.u16("version")
     reader.u16("cipher_suite")
     ticket_nonce = reader.opaque(1, "nonce")
-    if version == ProtocolVersion.TLS_1_3 and len(secret) in _HASH_OF_LENGTH:
-        secret = resumption_psk(_HASH_OF_LENGTH[len(secret)], secret, ticket_nonce)
+    if version == ProtocolVersion.TLS_1_3 and len(secret) in HASH_OF_LENGTH:
+        secret = resumption_psk(HASH_OF_LENGTH[len(secret)], secret, ticket_nonce)
     return TicketState(version, secret)
 
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from interop.wire import extensions as ext
 from interop.wire import handshake as hs
 from interop.wire.engine import Engine, Halves, refuse, take_alert
 from interop.wire.facts import SeenTicket
@@ -49,7 +48,6 @@ _CLIENT, _SERVER = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
 _CHANGE_CIPHER_SPEC = b"\x01"
 _STORE_LIMIT_FACTOR = 4
 _MAX_RENEGOTIATIONS = 64
-_EPHEMERAL = (KeyExchange.ECDHE, KeyExchange.DHE, KeyExchange.ECDHE_PSK, KeyExchange.DHE_PSK)
 
 
 class _Side:
@@ -82,7 +80,7 @@ class TLS12Engine(Engine):
         self._sides = {_CLIENT: _Side(), _SERVER: _Side()}
         first = self._handshakes[0]
         first.client_hello = hello
-        first.messages[_CLIENT].append(client_hello)
+        first.file(_CLIENT, client_hello)
 
     # Waiting
 
@@ -136,9 +134,11 @@ class TLS12Engine(Engine):
         side.proven = True
         side.openers = [(candidate, opener)]
         self._facts.note_opened(candidate.source.value)
-        self._facts.secrets["main_secret"] = candidate.secret
         handshake = self._handshakes[side.keys_of or 0]
         handshake.candidates = [candidate]
+        if not candidate.secret:
+            return
+        self._facts.secrets["main_secret"] = candidate.secret
         if handshake.main_secret is None:
             handshake.main_secret = candidate.secret
             self._learn(handshake, candidate.secret)
@@ -155,6 +155,8 @@ class TLS12Engine(Engine):
         sources = {candidate.source for candidate, _ in side.openers}
         if sources == {SecretSource.SERVER_RSA_KEY}:
             return "static RSA, but no matching private key (or a damaged record)"
+        if sources == {SecretSource.NO_ENCRYPTION}:
+            return "a damaged record: its MAC is missing or wrong"
         source = " or ".join(sorted(source.value for source in sources))
         return (
             f"the main secret from the {source} does not open this session's records "
@@ -197,7 +199,9 @@ class TLS12Engine(Engine):
             self._handshakes[side.number].server_changed_keys = True
             if side.number == 0 and self._handshakes[0].resumed:
                 self._facts.resumed = True
-                self._facts.forward_secret = None
+                suite = self._handshakes[0].suite
+                if suite is None or suite.encrypts:
+                    self._facts.forward_secret = None
 
     # Messages
 
@@ -213,9 +217,9 @@ class TLS12Engine(Engine):
             return
         handshake = self._handshakes[side.number]
         self._store(half, message, self._store_limit)
-        handshake.messages[half.direction].append(message)
+        handshake.file(half.direction, message)
         if side.number == 0:
-            self._note(half, handshake, kind, message)
+            self._inform(self._take_facts, half, handshake, kind, message)
         if kind == HandshakeType.NEW_SESSION_TICKET and handshake.main_secret is not None:
             self._learn(handshake, handshake.main_secret)  # the client's half was captured ahead
 
@@ -225,9 +229,9 @@ class TLS12Engine(Engine):
         if not is_own or side.keys_of != side.number or side.number >= _MAX_RENEGOTIATIONS:
             refuse(f"unexpected {name_of(HandshakeType, kind)}", "handshake")
         side.number += 1
-        half.stored_handshake_bytes = 0
+        half.stored_handshake_bytes = half.stored_handshake_messages = 0
         handshake = self._handshakes.setdefault(side.number, Handshake())
-        handshake.messages[half.direction].append(message)
+        handshake.file(half.direction, message)
         if half.direction is _CLIENT:
             handshake.client_hello = hs.parse_client_hello(message)
             self._facts.renegotiations = side.number
@@ -237,17 +241,15 @@ class TLS12Engine(Engine):
     def take_server_hello(self, message: bytes, hello: ServerHello) -> None:
         """Take the first ServerHello."""
         handshake = self._handshakes[0]
-        handshake.messages[_SERVER].append(message)
+        handshake.file(_SERVER, message)
         facts = self._facts
         facts.suite = hello.cipher_suite
         facts.server_random = hello.random
         facts.extended_main_secret = hello.extended_main_secret
         facts.encrypt_then_mac = hello.encrypt_then_mac
-        protocols = ext.alpn_protocols(hello.extensions, "server_hello")
-        facts.alpn_protocol = protocols[0] if protocols else None
         self._set_server_hello(handshake, hello)
         if handshake.suite is not None:
-            facts.forward_secret = handshake.suite.key_exchange.forward_secret
+            facts.forward_secret = handshake.suite.forward_secret
         if hello.compression_method:
             for half in self._halves.values():
                 half.close("compressed records (CRIME) are not opened here")
@@ -257,17 +259,15 @@ class TLS12Engine(Engine):
         handshake.server_hello = hello
         handshake.suite = parameters_of(hello.cipher_suite)
 
-    def _note(self, half: Half, handshake: Handshake, kind: int, message: bytes) -> None:
+    def _take_facts(self, half: Half, handshake: Handshake, kind: int, message: bytes) -> None:
         """Write what a message of the first handshake tells into the facts."""
         facts = self._facts
         is_server = half.direction is _SERVER
         exchange = handshake.suite.key_exchange if handshake.suite else KeyExchange.OTHER
         if kind == HandshakeType.CERTIFICATE:
-            chain = hs.certificate_chain(message, tls13=False)
-            if is_server:
-                facts.server_certificates = chain
-            else:
-                facts.client_certificates = chain
+            hello = handshake.server_hello
+            agreed = {} if hello is None else hello.extensions
+            self._take_certificates(half.direction, message, tls13=False, agreed=agreed)
         elif kind == HandshakeType.SERVER_HELLO_DONE:
             facts.resumed = False
         elif kind == HandshakeType.SERVER_KEY_EXCHANGE and is_server:
@@ -278,9 +278,8 @@ class TLS12Engine(Engine):
                     group = int(ffdhe_group(value.prime or 0) or 0)
                 facts.group = group
                 facts.server_key_shares[group] = value.public
-                facts.signature_scheme = value.signature_scheme
         elif kind == HandshakeType.CLIENT_KEY_EXCHANGE and not is_server:
-            if exchange in _EPHEMERAL:
+            if exchange.is_ephemeral:
                 group = facts.group or 0
                 facts.client_key_shares[group] = hs.client_key_exchange(message, exchange)
         elif kind == HandshakeType.NEW_SESSION_TICKET and is_server:
@@ -310,6 +309,8 @@ class TLS12Engine(Engine):
                 iv_length=cipher.fixed_iv_length,
             )
             keys = TLS12Keys(*(block[::2] if is_client else block[1::2]))
+            if not candidate.secret:
+                keys = TLS12Keys(b"", b"", b"")
             opener = tls12_opener(
                 cipher, suite.mac_name, keys, encrypt_then_mac=server_hello.encrypt_then_mac
             )

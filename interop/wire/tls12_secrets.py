@@ -11,6 +11,9 @@ Which secrets help is decided by how the handshake came to its main secret:
   3.3), and crosses the wire before anything is encrypted: a ticket key opens that session as well,
   however it exchanged its keys. So does a session that resumes by that ticket, once it is opened.
 
+* A suite without encryption needs no secret at all: its records are read in any case, and a main
+  secret that something gives only adds that their MAC is checked.
+
 RSA needs care. With implicit rejection, decrypting with the *wrong* private key gives no error but
 a random premaster secret. So everything found here is a `Candidate` only, and it is the first
 record that authenticates which tells.
@@ -22,12 +25,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 
+from interop.errors import DissectError
 from interop.wire import handshake as hs
 from interop.wire.engine import no_key_reason
 from interop.wire.groups import NoSharedSecret, finite_field_shared_secret, shared_secret
 from interop.wire.key_schedule import transcript_hash
 from interop.wire.material import Direction, KeyMaterial, SecretSource
-from interop.wire.prf import extended_main_secret, main_secret
+from interop.wire.prf import MAIN_SECRET_LENGTH, extended_main_secret, main_secret
 from interop.wire.registry import (
     ExtensionType,
     HandshakeType,
@@ -48,14 +52,7 @@ __all__ = ["Candidate", "Handshake", "NoMainSecret", "find_main_secrets"]
 _CLIENT, _SERVER = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
 _PREMASTER_LENGTH = 48
 _RANDOM = slice(6, 38)  # of a hello message
-_EPHEMERAL = (KeyExchange.ECDHE, KeyExchange.DHE, KeyExchange.ECDHE_PSK, KeyExchange.DHE_PSK)
 _WITH_RSA = (KeyExchange.RSA, KeyExchange.RSA_PSK)
-_WITH_PSK = (
-    KeyExchange.PSK,
-    KeyExchange.RSA_PSK,
-    KeyExchange.ECDHE_PSK,
-    KeyExchange.DHE_PSK,
-)
 # What gave the premaster secret's one half, by what gave it together with the pre-shared key.
 _BESIDE_PSK = {
     SecretSource.SERVER_RSA_KEY: SecretSource.SERVER_AND_PRE_SHARED_KEY,
@@ -64,7 +61,7 @@ _BESIDE_PSK = {
 
 
 class Candidate(NamedTuple):
-    """A main secret that may be the one, and what gave it."""
+    """A main secret that may be the one, and what gave it; empty where none is needed."""
 
     source: SecretSource
     secret: bytes
@@ -78,10 +75,15 @@ class NoMainSecret(Exception):
 
 
 class Handshake:
-    """One handshake, first or renegotiated; messages whole, in each half's order."""
+    """One handshake, first or renegotiated; messages whole, in each half's order.
+
+    A half that waits asks for the other's messages with every segment, so the first of each kind
+    is found without a search.
+    """
 
     def __init__(self) -> None:
         self.messages: dict[Direction, list[bytes]] = {_CLIENT: [], _SERVER: []}
+        self._first: dict[tuple[Direction, int], bytes] = {}
         self.client_hello: ClientHello | None = None
         self.server_hello: ServerHello | None = None
         self.suite: SuiteParameters | None = None
@@ -89,9 +91,14 @@ class Handshake:
         self.candidates: list[Candidate] | None = None
         self.main_secret: bytes | None = None  # once a record has proven it
 
+    def file(self, direction: Direction, message: bytes) -> None:
+        """Keep a half's next message."""
+        self.messages[direction].append(message)
+        self._first.setdefault((direction, message[0]), message)
+
     def find(self, direction: Direction, kind: HandshakeType) -> bytes | None:
         """Find a half's first message of a kind."""
-        return next((m for m in self.messages[direction] if m[0] == kind), None)
+        return self._first.get((direction, kind))
 
     @property
     def resumed(self) -> bool | None:
@@ -113,7 +120,10 @@ class Handshake:
         Empty where it issues none.
         """
         if (message := self.find(_SERVER, HandshakeType.NEW_SESSION_TICKET)) is not None:
-            return hs.new_session_ticket_tls12(message).ticket
+            try:
+                return hs.new_session_ticket_tls12(message).ticket
+            except DissectError:  # nobody will resume by what is no ticket
+                return b""
         hello = self.server_hello
         announced = hello is not None and ExtensionType.SESSION_TICKET in hello.extensions
         return None if announced and not self.server_changed_keys else b""
@@ -146,7 +156,29 @@ def find_main_secrets(
     if suite is None or suite.cipher is None:
         name = name_of(CipherSuite, server_hello.cipher_suite)
         raise NoMainSecret(f"{name}: this suite is not opened here")
-    logged = keys.key_log.get(client_hello.random, {})
+    if suite.encrypts:
+        return _find(keys, learned, handshake, suite, server_hello, more_may_come=more_may_come)
+    try:
+        found = _find(keys, learned, handshake, suite, server_hello, more_may_come=more_may_come)
+    except NoMainSecret:
+        found = []
+    if found is None and more_may_come:
+        return None
+    secrets = [candidate.secret for candidate in found or ()]
+    return [Candidate(SecretSource.NO_ENCRYPTION, secret) for secret in (*secrets, b"")]
+
+
+def _find(
+    keys: KeyMaterial,
+    learned: LearnedSecrets,
+    handshake: Handshake,
+    suite: SuiteParameters,
+    server_hello: ServerHello,
+    *,
+    more_may_come: bool,
+) -> list[Candidate] | None:
+    random = handshake.messages[_CLIENT][0][_RANDOM]
+    logged = keys.key_log.get(random, {})
     if (secret := logged.get("CLIENT_RANDOM")) is not None:
         return [Candidate(SecretSource.KEY_LOG, secret)]
     if handshake.resumed:
@@ -182,7 +214,7 @@ def _of_other_sessions(*secrets: bytes | None) -> list[Candidate]:
     return [
         Candidate(SecretSource.EARLIER_SESSION, secret)
         for secret in secrets
-        if secret is not None and len(secret) == _PREMASTER_LENGTH
+        if secret is not None and len(secret) == MAIN_SECRET_LENGTH
     ]
 
 
@@ -232,19 +264,19 @@ def _premaster_secrets(
 ) -> Iterator[tuple[SecretSource, bytes]]:
     exchange = suite.key_exchange
     random = handshake.messages[_CLIENT][0][_RANDOM]
-    if exchange not in (*_WITH_RSA, *_EPHEMERAL, *_WITH_PSK):
+    if not (exchange in _WITH_RSA or exchange.is_ephemeral or exchange.has_psk):
         raise NoMainSecret(no_key_reason(keys, exchange.value, random))
-    if exchange in _WITH_PSK and not keys.pre_shared_keys:
+    if exchange.has_psk and not keys.pre_shared_keys:
         reason = f"{exchange.value}: no pre-shared key was given"
         raise NoMainSecret(reason if not keys.is_empty else f"{exchange.value}: no keys were given")
     halves: list[tuple[SecretSource, bytes | None]] = [(SecretSource.PRE_SHARED_KEY, None)]
     if exchange in _WITH_RSA:
         halves = [(SecretSource.SERVER_RSA_KEY, secret) for secret in _of_rsa(keys, value)]
-    elif exchange in _EPHEMERAL:
+    elif exchange.is_ephemeral:
         secret = _of_ephemeral_key(keys, handshake, suite, value)
         halves = [(SecretSource.EPHEMERAL_KEY, secret)]
     for source, half in halves:
-        if exchange not in _WITH_PSK:
+        if not exchange.has_psk:
             yield source, half or b""
             continue
         for key in keys.pre_shared_keys:
@@ -292,7 +324,7 @@ def _of_ephemeral_key(
         label = f"{label} with {name_of(NamedGroup, value.group)}"
         return shared_secret(keys.ephemeral_keys, value.group, client, value.public)
     except NoSharedSecret as why:
-        if suite.key_exchange in _WITH_PSK:
+        if suite.key_exchange.has_psk:
             raise NoMainSecret(f"{label}: the pre-shared key is one half, and {why}") from None
         random = handshake.messages[_CLIENT][0][_RANDOM]
         raise NoMainSecret(no_key_reason(keys, label, random, tried=str(why))) from None

@@ -32,7 +32,6 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from interop.wire import extensions as ext
 from interop.wire import handshake as hs
 from interop.wire.engine import Engine, Halves, refuse, take_alert
 from interop.wire.facts import MAX_LISTED, SeenTicket
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from hashlib import _Hash as Hash
 
+    from interop.wire.extensions import ExtensionBlock
     from interop.wire.facts import SessionFacts
     from interop.wire.half import Half
     from interop.wire.handshake import ClientHello, NewSessionTicket, ServerHello
@@ -103,6 +103,7 @@ class TLS13Engine(Engine):
         self._derived_from: SecretSource | None = None
         self._resumption_secret: bytes | None = None
         self._early_tickets: dict[int, NewSessionTicket] = {}  # by their place in the facts
+        self._agreed: ExtensionBlock = {}  # what the server's EncryptedExtensions say
         self._server_flight_done = False
         self._client_flight: list[bytes] = []  # held back until the server's is complete
         self._transcript: Hash | None = None  # where something can be derived from it
@@ -249,7 +250,7 @@ class TLS13Engine(Engine):
         self._client_hellos.append(message)
         self._hellos.append(hello)
         side.drop_early()
-        self._facts.client_key_shares.update(hello.key_shares)
+        self._inform(self._take_key_shares, hello)
 
     def take_server_hello(self, message: bytes, hello: ServerHello) -> None:
         """Take a ServerHello or HelloRetryRequest (RFC 9846 sections 4.2.3 and 4.2.4)."""
@@ -268,13 +269,15 @@ class TLS13Engine(Engine):
         else:
             facts.server_random = hello.random
             facts.resumed = hello.selected_psk is not None
-            facts.forward_secret = hello.key_share is not None
+            facts.forward_secret = hello.key_share is not None and suite.encrypts
             if hello.key_share is not None:
                 facts.server_key_shares[hello.key_share.group] = hello.key_share.key_exchange
             self._server_hello = hello
         if suite.cipher is None:
-            for half in self._halves.values():
-                half.close(f"{name}: this suite is not opened here")
+            reason = "this suite is not opened here"
+            if not suite.encrypts:
+                reason = f"integrity only, so that anybody can read its records; {reason}"
+            self._close_both(f"{name}: {reason}")
             return
         self._find_early_secret()
         if not hello.is_hello_retry_request:
@@ -285,14 +288,9 @@ class TLS13Engine(Engine):
         if self._transcript is not None:
             self._transcript.update(message)
         if kind == HandshakeType.ENCRYPTED_EXTENSIONS:
-            block = hs.encrypted_extensions(message)
-            self._facts.early_data_accepted = ExtensionType.EARLY_DATA in block
-            protocols = ext.alpn_protocols(block, "encrypted_extensions")
-            self._facts.alpn_protocol = protocols[0] if protocols else None
+            self._inform(self._take_encrypted_extensions, message)
         elif kind == HandshakeType.CERTIFICATE:
-            self._facts.server_certificates = hs.certificate_chain(message, tls13=True)
-        elif kind == HandshakeType.CERTIFICATE_VERIFY:
-            self._facts.signature_scheme = hs.certificate_verify(message)[0]
+            self._inform_of_certificates(half, message)
         elif kind == HandshakeType.FINISHED:
             self._end_epoch(half, side)
             self._server_flight_done = True
@@ -300,6 +298,15 @@ class TLS13Engine(Engine):
             held, self._client_flight = self._client_flight, []
             for earlier in held:
                 self._add_to_client_flight(earlier)
+
+    def _take_encrypted_extensions(self, message: bytes) -> None:
+        self._agreed = hs.encrypted_extensions(message)
+        self._facts.early_data_accepted = ExtensionType.EARLY_DATA in self._agreed
+
+    def _inform_of_certificates(self, half: Half, message: bytes) -> None:
+        self._inform(
+            self._take_certificates, half.direction, message, tls13=True, agreed=self._agreed
+        )
 
     def _take_client_flight(self, half: Half, side: Side, kind: int, message: bytes) -> None:
         self._store(half, message, self._store_limit)
@@ -310,7 +317,7 @@ class TLS13Engine(Engine):
         elif side.epoch.name is EpochName.EARLY:
             _refuse_message(kind, "under early keys")
         elif kind == HandshakeType.CERTIFICATE:
-            self._facts.client_certificates = hs.certificate_chain(message, tls13=True)
+            self._inform_of_certificates(half, message)
         self._add_to_client_flight(message)
         if kind == HandshakeType.FINISHED:
             self._end_epoch(half, side)
@@ -334,16 +341,17 @@ class TLS13Engine(Engine):
             updates = self._facts.key_updates
             updates[half.direction] = updates.get(half.direction, 0) + 1
         elif kind == HandshakeType.NEW_SESSION_TICKET and half.direction is _SERVER:
-            self._take_ticket(hs.new_session_ticket_tls13(message))
+            self._inform(self._take_ticket, message)
         elif kind == HandshakeType.CERTIFICATE and half.direction is _CLIENT:
-            self._facts.client_certificates = hs.certificate_chain(message, tls13=True)
+            self._inform_of_certificates(half, message)
 
-    def _take_ticket(self, ticket: NewSessionTicket) -> None:
+    def _take_ticket(self, message: bytes) -> None:
         """Note a ticket, and learn its pre-shared key (RFC 9846 section 4.7.1).
 
         That follows from the resumption secret, which covers the client's Finished; a server's
         half may have been captured ahead of it, or a server may not have waited for it.
         """
+        ticket = hs.new_session_ticket_tls13(message)
         facts = self._facts
         if self._resumption_secret is None or self._suite is None:
             if self._handshake_secret is not None and len(facts.tickets) < MAX_LISTED:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from interop.wire.engine import no_key_reason
 from interop.wire.groups import NoSharedSecret, shared_secret
 from interop.wire.key_schedule import (
+    HASH_OF_LENGTH,
     binder_key,
     derive_secret,
     early_secret,
@@ -49,8 +50,7 @@ __all__ = [
     "find_psk",
 ]
 
-_HASHES = ("sha256", "sha384")  # of all TLS 1.3 suites that this package opens
-_HASH_OF_LENGTH = {32: "sha256", 48: "sha384"}
+_HASHES = tuple(HASH_OF_LENGTH.values())
 _WITH_EPHEMERAL_KEY = {
     SecretSource.PRE_SHARED_KEY: SecretSource.EPHEMERAL_AND_PRE_SHARED_KEY,
     SecretSource.TICKET_KEY: SecretSource.EPHEMERAL_AND_TICKET_KEY,
@@ -160,7 +160,7 @@ def find_early_secret(
     """Find the secret of 0-RTT data: logged, or derived of the first PSK (section 4.2.10)."""
     logged = keys.key_log.get(hello.random, {})
     if (secret := logged.get("CLIENT_EARLY_TRAFFIC_SECRET")) is not None:
-        return EarlySecret(SecretSource.KEY_LOG, secret, _HASH_OF_LENGTH[len(secret)])
+        return EarlySecret(SecretSource.KEY_LOG, secret, HASH_OF_LENGTH[len(secret)])
     found = find_psk(keys, learned, hello, raw, identity=0)
     if found is None:
         return None

@@ -9,6 +9,7 @@ import hmac
 import random
 import time
 import tomllib
+import tracemalloc
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,8 +24,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from interop.capture.files import read_streams
-from interop.capture.streams import StreamData
+from interop.capture.streams import (
+    CloseReason,
+    Connection,
+    Endpoint,
+    StreamClosed,
+    StreamData,
+)
 from interop.errors import DissectError
+from interop.proof.attacker import Attacker
 from interop.wire import handshake as hs
 from interop.wire.key_log import KeyLog
 from interop.wire.key_schedule import next_traffic_secret, traffic_keys
@@ -268,7 +276,6 @@ def assert_sane(session: TLSSession) -> None:
     assert session.opened or session.undecryptable is not None
     assert repr(session)
     assert len(session.handshake_messages) <= 256
-    session.key_log_lines()
 
 
 def test_the_corpus_opens_untouched() -> None:
@@ -479,6 +486,12 @@ def refusal(parse: Callable[[bytes], object], message: bytes) -> DissectError | 
     return None
 
 
+def offers_of(message: bytes) -> tuple[object, ...]:
+    hello = hs.parse_client_hello(message)
+    offered = (hello.server_name, hello.supported_versions, hello.key_shares)
+    return (*offered, hello.psk_key_exchange_modes, hello.pre_shared_keys)
+
+
 @given(st.binary(max_size=300), st.sampled_from(KeyExchange), st.booleans())
 @QUICK
 def test_parsers_give_a_value_or_a_dissect_error(
@@ -487,7 +500,7 @@ def test_parsers_give_a_value_or_a_dissect_error(
     tls13: bool,  # noqa: FBT001 - drawn
 ) -> None:
     parsers: tuple[tuple[HandshakeType, Callable[[bytes], object]], ...] = (
-        (HandshakeType.CLIENT_HELLO, hs.parse_client_hello),
+        (HandshakeType.CLIENT_HELLO, offers_of),
         (HandshakeType.SERVER_HELLO, hs.parse_server_hello),
         (HandshakeType.ENCRYPTED_EXTENSIONS, hs.encrypted_extensions),
         (HandshakeType.CERTIFICATE, lambda m: hs.certificate_chain(m, tls13=tls13)),
@@ -528,6 +541,40 @@ def test_floods_of_small_records_take_linear_time_and_no_memory(kind: int, fragm
             assert time.process_time() - started < 5
             assert len(session.alerts) <= 256
             assert_sane(session)
+
+
+@pytest.mark.parametrize("kind", [HandshakeType.SERVER_HELLO_DONE, 99])
+def test_a_half_that_waits_costs_the_same_however_many_messages_the_other_sent(kind: int) -> None:
+    numbers = random.Random(12)
+    suite = b"\xc0\x2f"
+    session = TLSSession(KeyMaterial())
+    session.feed(CLIENT, as_record(22, client_hello_of(numbers, suite)))
+    session.feed(SERVER, as_record(22, server_hello_of(numbers, suite, tls13=False)))
+    messages = (bytes((99, 0, 0, 0)) * 999 + bytes((kind, 0, 0, 0))) * 4
+    for _ in range(30):
+        session.feed(SERVER, as_record(22, messages))
+    session.feed(CLIENT, as_record(20, b"\x01") + as_record(22, bytes(40)))
+    started = time.process_time()
+    for _ in range(5000):
+        session.feed(CLIENT, b"\0")
+    assert time.process_time() - started < 5
+    assert "handshake messages" in str(session.undecryptable_in(SERVER))
+    assert_sane(session)
+
+
+def test_any_number_of_connections_of_one_direction_only_hold_a_bounded_memory() -> None:
+    attacker = Attacker(KeyMaterial())
+    piece = memoryview(as_record(22, bytes(16_379)) * 64)
+    ends = Endpoint("10.0.0.1", 50_000), Endpoint("10.0.0.2", 443)
+    tracemalloc.start()
+    for index in range(40):
+        connection = Connection(index, *ends, 0, client_known=True)
+        for _ in range(3):
+            attacker.feed(StreamData(connection, SERVER, piece))
+        attacker.feed(StreamClosed(connection, SERVER, CloseReason.FIN))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 80 * 2**20
 
 
 def test_an_endless_handshake_message_is_refused_at_its_header() -> None:

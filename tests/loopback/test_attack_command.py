@@ -6,10 +6,11 @@ import json
 import socket
 import stat
 import threading
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import dsa, ec, x25519
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, mldsa, x25519
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from wire_peers import CLIENT, SERVER, Options, converse, write_capture
 
 from interop.capture.files import embed_secrets
 from interop.capture.recorder import RecordingRelay
@@ -74,6 +76,33 @@ def test_the_static_rsa_session_opens_with_its_key_alone(proof: Proof, pfs: Pfs)
     )
     assert not closed["opened"]
     assert closed["reason"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [mldsa.MLDSA65PrivateKey.generate(), dsa.generate_private_key(2048)],
+    ids=["ML-DSA-65", "DSA"],
+)
+def test_a_stolen_key_of_any_kind_that_servers_sign_with_opens_nothing(
+    key: Any, proof: Proof, pfs: Pfs, tmp_path: Path
+) -> None:
+    stolen = tmp_path / "server.key"
+    stolen.write_bytes(pem(key))
+    capture = proof.directory / "captures/tls13-x25519mlkem768.pcapng"
+    (session,) = sessions_of(pfs("attack", "--json", capture, "--server-key", stolen))
+    assert not session["opened"]
+    assert "the server key only signs" in session["reason"]
+
+
+@pytest.mark.parametrize("content", ["", "# SSL/TLS secrets log file\n\n"])
+def test_a_key_log_that_nobody_has_written_to_yet_is_none_given(
+    content: str, proof: Proof, pfs: Pfs, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty.keylog"
+    empty.write_text(content)
+    capture = proof.directory / "captures/tls13-x25519.pcapng"
+    (session,) = sessions_of(pfs("attack", "--json", capture, "--key-log", empty))
+    assert session["reason"].endswith("no keys were given")
 
 
 def test_plaintext_is_written_privately_and_whole(proof: Proof, pfs: Pfs, tmp_path: Path) -> None:
@@ -141,6 +170,7 @@ def test_a_key_log_as_programs_and_people_leave_them(
     assert session["opened"]
     problems = json.loads(done.stdout)["problems"]
     assert [problem["message"].split(":")[0] for problem in problems] == [
+        "line 3",
         "line 4",
         f"line {5 + len(lines)}",
     ]
@@ -186,6 +216,35 @@ def test_traffic_without_tls_is_no_session(pfs: Pfs, tmp_path: Path) -> None:
     assert "0 TLS sessions" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("client_says", "server_says"),
+    [
+        ((b"EHLO us\r\n", b"STARTTLS\r\n"), (b"220 mail\r\n", b"250 STARTTLS\r\n", b"220 go\r\n")),
+        ((b"\0\0\0\x08\x04\xd2\x16\x2f",), (b"", b"S")),  # PostgreSQL
+        ((b"CONNECT us:443 HTTP/1.1\r\n\r\n",), (b"", b"HTTP/1.1 200 OK\r\n\r\n")),
+        ((b"PROXY TCP4 10.0.0.1 10.0.0.2 5 443\r\n",), ()),
+    ],
+    ids=["SMTP", "PostgreSQL", "CONNECT", "PROXY"],
+)
+def test_tls_that_begins_behind_something_else_is_found(
+    client_says: tuple[bytes, ...], server_says: tuple[bytes, ...], pfs: Pfs, tmp_path: Path
+) -> None:
+    recording, keys = converse(Options()), tmp_path / "keys"
+    keys.write_bytes(b"\n".join(recording.lines))
+    spoken = zip_longest(server_says, client_says)
+    recording.wire[:0] = [
+        (way, said)
+        for both in spoken
+        for way, said in zip((SERVER, CLIENT), both, strict=True)
+        if said
+    ]
+    capture = write_capture(tmp_path / "capture.pcapng", recording)
+    (session,) = sessions_of(pfs("attack", "--json", capture, "--key-log", keys))
+    assert session["reason"] == ""
+    assert session["client_bytes"] == len(recording.sent[CLIENT])
+    assert session["server_bytes"] == len(recording.sent[SERVER])
+
+
 def pem(key: Any, password: bytes | None = None) -> bytes:
     encryption = NoEncryption() if password is None else BestAvailableEncryption(password)
     encoded: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
@@ -204,7 +263,7 @@ def bad_inputs(proof: Proof, tmp_path: Path) -> Path:
         "encrypted.pem": pem(key, b"made up"),
         "public.pem": public,
         "x25519.pem": pem(x25519.X25519PrivateKey.generate()),
-        "dsa.pem": pem(dsa.generate_private_key(2048)),
+        "unknown.keylog": b"# a comment\n\nPMS_CLIENT_RANDOM 00 11\n",
         "short.pem": pem(key)[:80],
     }
     for name, content in files.items():
@@ -231,9 +290,11 @@ def bad_inputs(proof: Proof, tmp_path: Path) -> Path:
         (["capture", "--server-key", "public.pem"], "not a private key"),
         (["capture", "--server-key", "encrypted.pem"], "openssl pkey -in encrypted.pem"),
         (["capture", "--server-key", "x25519.pem"], "not a server's key"),
-        (["capture", "--server-key", "dsa.pem"], "not a server's key"),
         (["capture", "--key-log", "missing"], "No such file"),
         (["capture", "--key-log", "folder"], "directory"),
+        (["capture", "--key-log", "short.pem"], "not a key log"),
+        (["capture", "--key-log", "capture"], "not a key log"),
+        (["capture", "--key-log", "unknown.keylog"], "label PMS_CLIENT_RANDOM is not known"),
         (["capture", "--plaintext", "text"], "in the way"),
         (["capture", "--plaintext", "full"], "in the way"),
         (["capture", "--plaintext", "text/below"], "cannot be"),

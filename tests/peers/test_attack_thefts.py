@@ -13,13 +13,20 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from interop.capture.recorder import RecordingRelay
 from interop.peers.endpoints import ServerOptions
 from interop.peers.gnutls import run_gnutls_http
 from interop.peers.nginx import run_nginx
 from interop.peers.openssl import fetch_with_s_client
-from interop.peers.processes import run_to_completion
+from interop.peers.processes import ChildProcess, run_to_completion, wait_for_port
 from interop.peers.tshark import decrypt_with_tshark
 
 if TYPE_CHECKING:
@@ -239,3 +246,41 @@ def test_gnutls_resumes_and_renegotiates(
         assert stream.client_to_server == session["client"]
     other = attack(pfs, tmp_path, capture, "--server-key", foreign_rsa_credential.private_key)
     assert not any(session["client"] or session["server"] for session in other)
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_gnutls_with_a_raw_public_key_for_a_certificate(
+    version: str, tmp_path: Path, require_program: Require, pfs: Pfs
+) -> None:
+    serving = require_program("gnutls-serv").path
+    private = ec.generate_private_key(ec.SECP256R1())
+    key, public, keys = tmp_path / "key.pem", tmp_path / "public.pem", tmp_path / "keys.log"
+    key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(
+        private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
+    priority = f"NORMAL:-VERS-ALL:+VERS-TLS{version}:-CTYPE-SRV-ALL:+CTYPE-SRV-RAWPK"
+    arguments = ["--http", "--quiet", "--port", "0", "--disable-client-cert"]
+    arguments += ["--rawpkkeyfile", str(key), "--rawpkfile", str(public), "--priority", priority]
+    request, capture = tmp_path / "request", tmp_path / "capture.pcapng"
+    request.write_bytes(b"GET / HTTP/1.0\r\n\r\n")
+    with (
+        ChildProcess(serving, arguments, extra_environment={"SSLKEYLOGFILE": str(keys)}) as child,
+        RecordingRelay(
+            ("127.0.0.1", wait_for_port(child, timeout_seconds=DEADLINE_SECONDS)), capture
+        ) as relay,
+        request.open("rb") as stdin,
+    ):
+        host, port = relay.address
+        done = run_to_completion(
+            serving.with_name("gnutls-cli"),
+            ["--insecure", "--port", str(port), "--priority", priority, host],
+            stdin=stdin,
+            timeout_seconds=DEADLINE_SECONDS,
+        )
+    assert b"Raw Public Key" in done.stdout, done.stderr
+    (session,) = attack(pfs, tmp_path, capture, "--key-log", keys)
+    assert session["opened_by"] == "key log"
+    assert session["reason"] == ""
+    assert session["client"] == request.read_bytes()
+    assert session["server"].startswith(b"HTTP/1.0 200 OK\r\n")

@@ -343,11 +343,65 @@ def test_a_capture_that_begins_in_mid_session_is_no_damage() -> None:
     assert not session.not_tls
 
 
+@pytest.mark.parametrize("suite", [b"\xc0\xb4", b"\xc0\xb5"])
+def test_a_suite_of_integrity_only_is_never_called_forward_secret(suite: bytes) -> None:
+    script = Script()
+    answer = server_hello(bytes(32), script.version, script.share, suite=suite)
+    script.client(script.hello()).server(record(22, answer), *script.server_flight())
+    session, _ = script.play(KeyMaterial())
+    assert session.forward_secret is False
+    assert "integrity only, so that anybody can read its records" in str(session.undecryptable)
+
+
 def test_a_stream_that_ends_within_a_record_says_so() -> None:
     script = Script().begin()
     script.client(script.seal("CLIENT_TRAFFIC_SECRET_0")(b"question")[:-1])
     session, _ = script.play(script.keys())
     assert "ends within a record" in str(session.undecryptable_in(CLIENT))
+
+
+# What only informs
+
+NOTHING = extension(0, b"\xff"), extension(16, b"\xff"), extension(10, b"\xff")
+
+
+@orders
+def test_what_only_informs_ends_nothing_where_it_cannot_be_read(
+    in_order: bool,  # noqa: FBT001 - a parametrised fact
+) -> None:
+    script = Script()
+    shares = extension(51, b"\xff")
+    hello = client_hello(script.random, script.versions, shares, *NOTHING)
+    broken = message(8, b"\xff"), message(11, b"\xff"), message(15, b"\xff")
+    seal = script.seal("SERVER_HANDSHAKE_TRAFFIC_SECRET")
+    script.client(record(22, hello))
+    script.server(script.answer(), seal(b"".join(broken) + FINISHED, HANDSHAKE))
+    seal = script.seal("CLIENT_HANDSHAKE_TRAFFIC_SECRET")
+    script.client(seal(message(11, b"\xff") + FINISHED, HANDSHAKE))
+    seal = script.seal("CLIENT_TRAFFIC_SECRET_0")
+    script.client(seal(message(11, b"\xff"), HANDSHAKE), seal(b"question"))
+    seal = script.seal("SERVER_TRAFFIC_SECRET_0")
+    script.server(seal(message(4, b"\xff"), HANDSHAKE), seal(b"answer"))
+    session, recovered = script.play(script.keys(), in_order=in_order)
+    assert recovered == {CLIENT: b"question", SERVER: b"answer"}
+    assert session.undecryptable is None
+    assert session.damage is not None
+    assert session.server_name is None
+
+
+def test_a_raw_public_key_is_no_damage_and_no_certificate() -> None:
+    script = Script()
+    agreed = with_length(extension(20, b"\x02"))
+    seal = script.seal("SERVER_HANDSHAKE_TRAFFIC_SECRET")
+    key = b"\0\0\x03key\0\0"
+    certificate = message(11, b"\0" + len(key).to_bytes(3, "big") + key)
+    script.client(script.hello())
+    script.server(script.answer(), seal(message(8, agreed) + certificate + FINISHED, HANDSHAKE))
+    script.server(script.seal("SERVER_TRAFFIC_SECRET_0")(b"answer"))
+    session, recovered = script.play(script.keys())
+    assert recovered[SERVER] == b"answer"
+    assert session.damage is None
+    assert session.server_certificates == ()
 
 
 # Harvest now, decrypt later
@@ -433,11 +487,34 @@ def test_a_server_may_be_captured_ahead_of_its_client() -> None:
     session, recovered = play(pieces, KeyMaterial(server_private_keys=(key,)))
     assert recovered[SERVER] == b"secret words"
     assert session.secrets["main_secret"] == main
-    assert session.key_log_lines()[0].startswith(f"CLIENT_RANDOM {pieces[0][1][11:43].hex()} ")
-    log = KeyLog.parse("\n".join(session.key_log_lines()))
+    log = KeyLog({pieces[0][1][11:43]: {"CLIENT_RANDOM": session.secrets["main_secret"]}})
     again, recovered = play(pieces, KeyMaterial(key_log=log))
     assert recovered[SERVER] == b"secret words"
     assert again.opened_by == "key log"
+
+
+@pytest.mark.parametrize(
+    ("suite", "flight", "extensions"),
+    [
+        (b"\x00\x9c", message(11, b"\0\x01\x23key"), (extension(20, b"\x02"),)),
+        (b"\x00\x9c", message(11, b"\xff"), ()),
+        (b"\x00\x9c", b"", (extension(16, b"\xff"),)),
+        (b"\xc0\x2f", message(12, b"\x01\x20" + bytes(80)), ()),  # a curve of the server's own
+        (b"\x00\x9c", message(4, b"\xff"), (extension(35, b""),)),
+    ],
+)
+def test_what_only_informs_ends_nothing_in_tls12_either(
+    suite: bytes, flight: bytes, extensions: tuple[bytes, ...]
+) -> None:
+    pieces, main = rsa_session(rsa.generate_private_key(65537, 2048))
+    client_random = pieces[0][1][11:43]
+    hello = client_hello(client_random, suites=suite)
+    answer = server_hello(pieces[1][1][11:43], *extensions, suite=suite) + flight
+    pieces[:2] = (CLIENT, record(22, hello)), (SERVER, record(22, answer + message(14, b"")))
+    log = KeyLog({client_random: {"CLIENT_RANDOM": main}})
+    session, recovered = play(pieces, KeyMaterial(key_log=log))
+    assert recovered[SERVER] == b"secret words"
+    assert session.undecryptable is None
 
 
 @pytest.mark.parametrize("exchange", [b"\x01", b"\0\x05abc", b"\0\x03abcd", b"\0\x03abc", b""])

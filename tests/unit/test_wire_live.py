@@ -36,11 +36,12 @@ from wire_peers import (
     whole,
 )
 
+from interop.wire.held import HeldBytes
 from interop.wire.key_log import KeyLog
 from interop.wire.key_schedule import exporter_value
 from interop.wire.prf import exporter_value as tls12_exporter_value
 from interop.wire.registry import HandshakeType, NamedGroup, ProtocolVersion
-from interop.wire.session import KeyMaterial, TLSSession
+from interop.wire.session import Direction, KeyMaterial, TLSSession
 from interop.wire.suites import CipherSuite, parameters_of
 
 with warnings.catch_warnings():  # it imports asyncore, which Python is giving up
@@ -67,8 +68,8 @@ def test_every_tls13_suite_opens_by_key_log(suite: str) -> None:
     assert session.resumed is False
     der = certificate("RSA").public_bytes(Encoding.DER)
     assert session.server_certificates == (der,)
-    assert session.closed_cleanly(CLIENT)
-    assert session.closed_cleanly(SERVER)
+    closed = [alert.direction for alert in session.alerts if alert.description == 0]
+    assert sorted(closed, key=str) == [CLIENT, SERVER]
 
 
 GROUPS = {
@@ -196,6 +197,54 @@ def test_a_suite_that_nobody_here_opens_is_named() -> None:
         "TLS_RSA_WITH_CAMELLIA_128_CBC_SHA: this suite is not opened here",
     )
     assert session.forward_secret is False
+
+
+NULL_SUITES = ("ECDHE-RSA-NULL-SHA", "ECDHE-ECDSA-NULL-SHA", "NULL-SHA256", "NULL-MD5")
+NEVER_ENCRYPTED = "no key, as it was never encrypted"
+
+
+@pytest.mark.parametrize("suite", NULL_SUITES)
+def test_a_session_without_encryption_is_read_with_nothing_stolen(suite: str) -> None:
+    recording = converse(tls12(suite))
+    session = assert_opened(recording, KeyMaterial(), NEVER_ENCRYPTED)
+    assert session.forward_secret is False
+    assert "main_secret" not in session.secrets
+    other = converse(tls12(suite), size=10)
+    (secret,) = other.key_log.values()
+    (client_random,) = recording.key_log
+    for keys in (
+        KeyMaterial(key_log=recording.key_log),
+        KeyMaterial(key_log=KeyLog({client_random: secret})),  # which no MAC of it fits
+        KeyMaterial(server_private_keys=(private_key("RSA"),)),
+    ):
+        assert_opened(recording, keys, NEVER_ENCRYPTED)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_mac_of_a_session_without_encryption_is_checked_where_its_secret_is_known(
+    known: bool,  # noqa: FBT001 - a parametrised fact
+) -> None:
+    recording = converse(tls12("ECDHE-RSA-NULL-SHA"), size=100)
+    keys = KeyMaterial(key_log=recording.key_log) if known else KeyMaterial()
+    session, _ = decrypt(recording, keys)
+    assert ("main_secret" in session.secrets) is known
+    index = max(
+        at for at, (way, data) in enumerate(recording.wire) if way is CLIENT and data[0] == 23
+    )
+    way, data = recording.wire[index]
+    recording.wire[index] = (way, data[:-1] + bytes((data[-1] ^ 1,)))
+    session, recovered = decrypt(recording, keys)
+    greeting = b"GET / HTTP/1.1\r\n\r\n"
+    assert recovered[CLIENT] == (greeting if known else recording.sent[CLIENT])
+    assert ("a damaged record" in str(session.undecryptable_in(CLIENT))) is known
+
+
+def test_a_resumed_session_without_encryption_is_read_too() -> None:
+    first, second = resumed(SSL.TLS1_2_VERSION, 0, "ECDHE-RSA-NULL-SHA")
+    for recording in (first, second):
+        session = assert_opened(recording, KeyMaterial(), NEVER_ENCRYPTED)
+        assert session.forward_secret is False
+    assert session.resumed
 
 
 @pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
@@ -415,6 +464,37 @@ def test_what_must_wait_is_bounded() -> None:
     assert "more than 10000 bytes" in str(session.undecryptable_in(CLIENT))
     session.feed(SERVER, recording.stream(SERVER))
     assert session.plaintext_bytes[SERVER] == len(recording.sent[SERVER])
+
+
+def test_what_all_sessions_hold_is_bounded_and_the_longest_waiting_pays() -> None:
+    held = HeldBytes(limit_bytes=300_000)
+    recordings = [converse(Options(), size=100_000 + number) for number in range(5)]
+    keys = [KeyMaterial(key_log=recording.key_log) for recording in recordings]
+    sessions = [TLSSession(each, held=held) for each in keys]
+    for session, recording in zip(sessions, recordings, strict=True):
+        assert session.feed(CLIENT, recording.stream(CLIENT)) == []
+    assert "of 2 halves" in repr(held)
+    for session, recording in zip(sessions, recordings, strict=True):
+        session.feed(SERVER, recording.stream(SERVER))
+        session.finish()
+        assert session.plaintext_bytes[SERVER] == len(recording.sent[SERVER])
+    for session in sessions[:3]:
+        assert "this one has waited longest" in str(session.undecryptable_in(CLIENT))
+    for session, recording in zip(sessions[3:], recordings[3:], strict=True):
+        assert session.undecryptable is None
+        assert session.plaintext_bytes[CLIENT] == len(recording.sent[CLIENT])
+    assert repr(held) == "HeldBytes(0 bytes of 0 halves)"
+
+
+@pytest.mark.parametrize("way", [CLIENT, SERVER])
+def test_a_session_that_never_goes_on_holds_nothing_once_it_is_over(way: Direction) -> None:
+    held = HeldBytes()
+    recording = converse(Options())
+    session = TLSSession(KeyMaterial(), held=held)
+    session.feed(way, recording.stream(way))
+    assert "of 1 halves" in repr(held)
+    session.finish()
+    assert repr(held) == "HeldBytes(0 bytes of 0 halves)"
 
 
 # tlslite-ng, whose insides can be read

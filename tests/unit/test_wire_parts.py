@@ -26,6 +26,7 @@ from interop.wire.prf import prf
 from interop.wire.record import (
     MAX_CIPHERTEXT_TLS12,
     RecordSplitter,
+    find_client_hello,
     not_tls_reason,
 )
 from interop.wire.registry import (
@@ -138,6 +139,9 @@ def test_there_are_sixteen_grease_values() -> None:
             None,
             True,
         ),
+        ("TLS_ECDHE_RSA_WITH_NULL_SHA", KeyExchange.ECDHE, "NULL", "sha256", "sha1", False),
+        ("TLS_SHA384_SHA384", KeyExchange.TLS13, None, "sha384", None, False),
+        ("TLS_GOSTR341001_WITH_NULL_GOSTR3411", KeyExchange.OTHER, None, "sha256", None, False),
         ("TLS_RSA_WITH_RC4_128_SHA", KeyExchange.RSA, None, "sha256", None, False),
         ("TLS_RSA_WITH_CAMELLIA_256_GCM_SHA384", KeyExchange.RSA, None, "sha384", None, False),
     ],
@@ -156,7 +160,7 @@ def test_suites_mean_what_their_names_say(
     assert (parameters.cipher and parameters.cipher.name) == cipher
     assert parameters.hash_name == hash_name
     assert parameters.mac_name == mac_name
-    assert parameters.key_exchange.forward_secret is forward_secret
+    assert parameters.forward_secret is forward_secret
 
 
 @pytest.mark.peers
@@ -177,8 +181,8 @@ def test_openssl_agrees_about_every_suite_that_it_knows() -> None:
         assert name_of(CipherSuite, number) == name
         parameters = parameters_of(number)
         assert parameters is not None
-        is_forward_secret = parameters.key_exchange.forward_secret
-        assert is_forward_secret is {"any": None}.get(exchange, "DH" in exchange), name
+        expected = {"any": None}.get(exchange, "DH" in exchange)
+        assert parameters.forward_secret is (expected if encryption != "None" else False), name
         cipher = parameters.cipher
         if encryption.startswith(("AESGCM", "AESCCM", "CHACHA20")):
             assert cipher is not None
@@ -279,6 +283,21 @@ def test_whether_a_stream_is_tls_at_all(prefix: bytes, answer: str | None) -> No
     assert not_tls_reason(prefix) == answer
 
 
+def test_a_client_hello_is_found_behind_other_bytes_and_nothing_else_is() -> None:
+    hello = client_hello(b"\0\x2a\0\0")
+    record = b"\x16\x03\x01" + len(hello).to_bytes(2, "big") + hello
+    assert find_client_hello(b"EHLO\r\n\x16\x03" + record) == 8
+    for other in (
+        b"EHLO\r\n" * 100 + b"\x16\x03",
+        b"\x16\x03\x01\0\x02\x01\0" + bytes(40),
+        record[:5] + b"\x02" + record[6:],  # a ServerHello
+        record[:3] + b"\0\0" + record[5:],
+        record[:10],
+        b"",
+    ):
+        assert find_client_hello(other) == -1
+
+
 def test_a_stream_that_is_not_tls_is_a_result() -> None:
     session = TLSSession(KeyMaterial())
     assert session.feed(Direction.CLIENT_TO_SERVER, b"GET / HTTP/1.1\r\n\r\n") == []
@@ -313,31 +332,37 @@ def client_hello(extensions: bytes) -> bytes:
 
 def test_a_client_hello_gives_what_it_offers() -> None:
     name = b"\0\0\0\x0e\0\x0c\0\0\x09wire.test"
-    alpn = b"\0\x10\0\x05\0\x03\x02h2"
     versions = b"\0\x2b\0\x05\x04\x0a\x0a\x03\x04"
-    hello = hs.parse_client_hello(client_hello(name + alpn + versions + b"\0\x2a\0\0"))
+    hello = hs.parse_client_hello(client_hello(name + versions + b"\0\x2a\0\0"))
     assert hello.server_name == "wire.test"
-    assert hello.alpn_protocols == (b"h2",)
     assert hello.supported_versions == (0x0A0A, 0x0304)
     assert hello.cipher_suites == (0x1301,)
     assert hello.early_data
 
 
 @pytest.mark.parametrize(
-    ("extensions", "path"),
+    ("extensions", "asked_for", "path"),
     [
-        (b"\0\x2a\0\0\0\x2a\0\0", "client_hello.extensions"),  # the same twice
-        (b"\0\0\0\x05\0\xff\0\0\0", "client_hello.extensions.server_name.names"),
-        (b"\0\x33\0\x04\0\x02\0\x1d", "client_hello.extensions.key_share.client_shares"),
-        (b"\0\x0a\0\x03\0\x01\0", "client_hello.extensions.supported_groups.list"),
+        (b"\0\0\0\x05\0\xff\0\0\0", "server_name", "server_name.names"),
+        (b"\0\x33\0\x04\0\x02\0\x1d", "key_shares", "key_share.client_shares"),
+        (b"\0\x2b\0\x04\x03\3\4\3", "supported_versions", "supported_versions.list"),
+        (b"\0\x2d\0\x02\x02\0", "psk_key_exchange_modes", "psk_key_exchange_modes.modes"),
+        (b"\0\x29\0\x02\0\x01", "pre_shared_keys", "pre_shared_key.identities"),
     ],
 )
-def test_what_is_wrong_with_a_client_hello_is_told_by_its_path(
-    extensions: bytes, path: str
+def test_a_malformed_extension_is_told_by_its_path_and_only_to_whom_it_concerns(
+    extensions: bytes, asked_for: str, path: str
 ) -> None:
+    hello = hs.parse_client_hello(client_hello(extensions))
     with pytest.raises(DissectError) as caught:
-        hs.parse_client_hello(client_hello(extensions))
-    assert caught.value.path.startswith(path)
+        getattr(hello, asked_for)
+    assert caught.value.path.startswith(f"client_hello.extensions.{path}")
+
+
+def test_an_extension_that_occurs_twice_spoils_a_client_hello() -> None:
+    with pytest.raises(DissectError) as caught:
+        hs.parse_client_hello(client_hello(b"\0\x2a\0\0\0\x2a\0\0"))
+    assert caught.value.path == "client_hello.extensions"
 
 
 # Key schedules: vectors of other sources than RFC 8448
@@ -383,10 +408,13 @@ def test_a_key_log_as_programs_and_people_write_it() -> None:
         f"SERVER_TRAFFIC_SECRET_12   {OTHER}\t{'2b' * 48}  \n"
         f"CLIENT_RANDOM {RANDOM} {'0f' * 48}\n"
         f"SOME_FUTURE_LABEL whatever else\n"
+        f"SOME_FUTURE_LABEL and again\n"
+        f"RSA {'44' * 8} {'55' * 48}\n"
         f"ECH_SECRET {OTHER} {'33' * 16}\n"
     )
     log = KeyLog.parse(text)
     assert log.problems == ()
+    assert log.unknown_labels == {"SOME_FUTURE_LABEL": 7}
     assert log[bytes.fromhex(RANDOM)] == {"CLIENT_RANDOM": b"\x0f" * 48}
     assert log[bytes.fromhex(OTHER)] == {
         "CLIENT_HANDSHAKE_TRAFFIC_SECRET": b"\x1a" * 32,
@@ -407,6 +435,7 @@ def test_a_key_log_as_programs_and_people_write_it() -> None:
         (f"CLIENT_RANDOM {RANDOM} {'zz' * 48}", "not whole bytes"),
         (f"EXPORTER_SECRET {RANDOM} {'00' * 20}", "32 or 48 expected"),
         ("client random?", "no label"),
+        ("AB" * 32, "no label"),  # which looks like one, but is a secret
         ("\x00\x01\x02", "no label"),
         ("é", "not ASCII"),
         ("X" * (MAX_LINE_LENGTH + 1), "longer than"),

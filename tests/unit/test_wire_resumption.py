@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -311,3 +312,12 @@ def test_what_is_learned_again_counts_as_new() -> None:
         learned.learn_ticket(name, bytes(48))
     assert learned.of_ticket(b"a") is not None
     assert learned.of_ticket(b"b") is None
+
+
+def test_what_is_forgotten_costs_the_same_however_much_is_remembered() -> None:
+    learned = LearnedSecrets()
+    started = time.process_time()
+    for number in range(300_000):
+        learned.learn_ticket(number.to_bytes(4, "big"), bytes(48))
+    assert time.process_time() - started < 5
+    assert len(learned) == 2**16
