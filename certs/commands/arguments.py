@@ -6,6 +6,7 @@ They come from a file, from standard input (``-``), or from a prompt that does n
 
 from __future__ import annotations
 
+import getpass
 import os
 import sys
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING
 from certs.errors import InvalidInput
 from certs.keystore import KeyStore, files
 from certs.keystore.access import OWNER
-from certs.keystore.kek.secret_input import ask_on_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_MESSAGE_BYTES",
+    "ask",
     "kek_uri",
     "open_store",
     "read_bytes",
@@ -39,7 +40,6 @@ __all__ = [
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _STANDARD = Path("-")
-_INSTEAD = "give --in FILE, or --in -"
 
 
 def store_address(url: str | None) -> str:
@@ -86,10 +86,20 @@ def read_secret(source: Path | None, most: int, *, prompt: str) -> bytes:
         return read_bytes(source, most)
     if not sys.stdin.isatty():
         raise InvalidInput("there is no terminal to ask at; give --in FILE, or --in -")
-    first = ask_on_terminal(prompt, _INSTEAD)
-    if ask_on_terminal(f"{prompt}, again", _INSTEAD) != first:
+    first = ask(prompt)
+    if ask(f"{prompt}, again") != first:
         raise InvalidInput("the two were not the same; nothing was stored")
     return first
+
+
+def ask(prompt: str) -> bytes:
+    """Ask at the terminal for a line, without echo; `InvalidInput` if none comes."""
+    try:
+        return getpass.getpass(f"{prompt}: ").encode("utf-8", "surrogateescape")
+    except EOFError:
+        raise InvalidInput("the terminal was closed before an answer; nothing was done") from None
+    except UnicodeDecodeError:
+        raise InvalidInput("what was typed is not UTF-8; nothing was done") from None
 
 
 def text_bytes(text: str, what: str) -> bytes:

@@ -12,6 +12,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from certs.commands.arguments import (
+    ask,
     kek_uri,
     open_store,
     read_bytes,
@@ -27,7 +28,6 @@ from certs.key_types import KeyType, key_type_of, require_private_key
 from certs.keystore import KeyStore
 from certs.keystore.address import require_vacant
 from certs.keystore.kek import create_kek
-from certs.keystore.kek.secret_input import ask_on_terminal
 from certs.keystore.kinds import require_key_type
 from certs.keystore.payload import AES_256_BYTES, MAX_SECRET_BYTES
 from certs.keystore.wrapping import MAX_WRAPPED_KEY_BYTES, MAX_WRAPPING_BYTES
@@ -357,7 +357,7 @@ def _loaded(content: bytes, password_file: Path | None) -> object:
     if password_file is not None and not is_open:
         password = read_bytes(password_file, _MAX_KEY_FILE_BYTES).rstrip(b"\r\n")
     elif is_pem and not is_open and sys.stdin.isatty():
-        password = ask_on_terminal("password of the key", "give --password-file")
+        password = ask("password of the key")
     try:
         return load(content, password)
     except (ValueError, TypeError, UnsupportedAlgorithm):

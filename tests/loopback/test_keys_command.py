@@ -175,6 +175,34 @@ def test_a_prompt_asks_for_a_secret_without_showing_it(desk: Desk) -> None:
     assert desk.good("secret", "get", "typed") == SECRET
 
 
+@pytest.mark.parametrize(("typed", "said"), [(b"\x04", "was closed"), (b"\xff\n", "not UTF-8")])
+def test_a_prompt_that_gets_no_answer_says_so(desk: Desk, typed: bytes, said: str) -> None:
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [PFS, "keys", "secret", "set", "typed"],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        cwd=desk.folder,
+        env=desk.environment,
+        start_new_session=True,
+    )
+    shown = b""
+    try:
+        while not shown.endswith(b"secret typed: "):
+            assert select.select([controller], [], [], 30)[0], shown
+            shown += os.read(controller, 1024)
+        os.write(controller, typed)
+        assert process.wait(30) == 2
+        shown += os.read(controller, 1024)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+        os.close(controller)
+    assert said in shown.decode()
+
+
 def test_the_life_of_a_key(desk: Desk) -> None:
     desk.good("create", "a", "--type", "ed25519", "--purge-protected")
     desk.good("rotate", "a")
