@@ -14,9 +14,9 @@ goes through one function, `_issue`, in this order:
 
 Killed between any two of these, the store opens again and says what happened: after 1 there is a
 key without a certificate, after 2 and 3 a row that `unfinished` lists. None of it stands in the way
-of another attempt: a CA picks its unused key up again (its private key never left the store), an
-end entity gets a fresh version of its key. What is never possible is a signature on bytes that the
-store does not know.
+of another attempt: a CA picks its unused key up again (the audit log tells that it was made for
+one), an end entity gets a fresh version of its key. What is never possible is a signature on bytes
+that the store does not know.
 
 What is read back is checked, not believed: `load` holds the stored certificates to the keys in the
 sealed records, link by link up to the root, so that an edited database cannot slip in another root.
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CertificateAuthority"]
 
+_FOR_AN_AUTHORITY = {"made_for": "authority"}  # in the log, of the making of its key
 _MAX_DEPTH = 8  # authorities above one another; bounds what an edited table can make `load` follow
 
 
@@ -259,13 +260,16 @@ def _issue(
 def _unused_authority_key(store: KeyStore, name: str, key_type: KeyType) -> KeyInfo:
     """Make an authority's key, or take up the one that a broken-off attempt left.
 
-    Such a key is like new: it is not exportable, so it cannot have left the store.
+    The audit log tells such a key from any other: it was made here, for this, and is not
+    exportable, so it cannot have left the store. An imported key may be known elsewhere.
     """
     try:
-        return store.create_key(name, key_type)
+        return store.create_key(name, key_type, details=_FOR_AN_AUTHORITY)
     except KeyExists:
         key = store.key(name)
-    if key.key_type is not key_type or key.exportable or key.version != 1:
+    made = store.creation(name)
+    ours = made is not None and _FOR_AN_AUTHORITY.items() <= made.details.items()
+    if not ours or key.key_type is not key_type or key.exportable or key.version != 1:
         raise IssuanceError(
             f"the key named {name!r} exists and is not one for an authority; choose another name"
         )

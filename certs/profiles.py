@@ -47,6 +47,7 @@ _MAX_COMMON_NAME = 64  # ub-common-name, RFC 5280 appendix A.1
 _MAX_DNS_NAME = 253
 _MAX_NAMES = 100
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_LIKE_AN_ADDRESS = re.compile(r"(?:^|\.)[0-9]+\Z|:", re.ASCII)
 _DNS_NAME = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*", re.ASCII | re.IGNORECASE)
 
 
@@ -179,6 +180,11 @@ def subject_alternative_names(
     if not 1 <= len(dns_names) + len(ip_addresses) <= _MAX_NAMES:
         raise IssuanceError(f"give 1 to {_MAX_NAMES} DNS names and IP addresses in all")
     for name in dns_names:
+        if _LIKE_AN_ADDRESS.search(name) is not None:  # clients look for it among the addresses
+            raise IssuanceError(
+                f"{name[:80]!a} is no DNS name but like an IP address; give an address in "
+                "ip_addresses"
+            )
         if len(name) > _MAX_DNS_NAME or _DNS_NAME.fullmatch(name) is None:
             raise IssuanceError(
                 f"{name[:80]!a} is not a DNS name; give ASCII labels (xn--… for others), "
