@@ -86,6 +86,7 @@ OPERATIONS = frozenset(
         "delete",
         "recover",
         "purge",
+        "revoke-certificate",
         # the store as a whole
         "list",
         "snapshot",

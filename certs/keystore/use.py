@@ -27,7 +27,8 @@ from certs.errors import (
 from certs.key_types import PrivateKey, PublicKey, require_public_key
 from certs.keystore.kinds import DATA, PURPOSES, SECRET, SIGN, WRAP
 from certs.keystore.payload import Payload, PrivateKeyPayload
-from certs.keystore.records import KeyInfo, SealedVersion, find_version, opened
+from certs.keystore.records import KeyInfo, SealedVersion, find_key, find_version, opened
+from certs.keystore.revocations import REVOKE, Revocation, add_revocation
 from certs.keystore.signatures import Signature, algorithm_of, is_signature, sign_message
 from certs.keystore.signing import KeyHandle, Witness, signing_key_for
 from certs.keystore.wrapping import (
@@ -40,6 +41,8 @@ from certs.keystore.wrapping import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from sqlalchemy import Connection
 
     from certs.keystore.database import Database
     from certs.keystore.envelope import RecordContext
@@ -183,6 +186,24 @@ class KeyUse(_KeyAccess):
                 opened=partial(self._signing, name, key.version, witness, dict(details or {})),
             )
             return signing_key_for(handle, require_public_key(key.private_key().public_key()))
+
+    def revoke_certificate(
+        self, name: str, serial: int, *, reason: str, revoked_at: datetime
+    ) -> None:
+        """Note for good that a certificate which this key signed is revoked; one commit.
+
+        `certs.authority` knows which certificates there are, and which reasons. `InvalidInput` if
+        it is revoked already.
+        """
+        with self._gate.perform(REVOKE, name) as act:
+            revocation = Revocation(serial, name, revoked_at, reason)
+            act.details = revocation.details
+
+            def add(connection: Connection) -> None:
+                find_key(connection, self._keyring, name)
+                add_revocation(connection, revocation)
+
+            act.commit(add)
 
     def sign(self, name: str, message: bytes, *, version: int | None = None) -> Signature:
         """Sign a message with the key's own algorithm (`Signature.algorithm` names it)."""
