@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ __all__ = [
     "build",
     "common_name",
     "subject_alternative_names",
+    "with_lifetime",
 ]
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -47,6 +48,13 @@ _MAX_COMMON_NAME = 64  # ub-common-name, RFC 5280 appendix A.1
 _MAX_DNS_NAME = 253
 _MAX_NAMES = 100
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_MAX_URI = 251  # what a principal may have (certs.keystore.access)
+# No blanks, quotes or brackets, whole percent-encodings, and after // a host: RFC 3986.
+_URI = re.compile(
+    r"[a-z][a-z0-9+.-]*:(?!//[/?#])(?!//\Z)(?:[a-z0-9._~:/?#@!$&'()+,;=-]|%[0-9a-f]{2})+",
+    re.ASCII | re.IGNORECASE,
+)
+_LIKE_AN_ADDRESS = re.compile(r"(?:^|\.)[0-9]+\Z|:", re.ASCII)
 _DNS_NAME = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*", re.ASCII | re.IGNORECASE)
 
 
@@ -170,18 +178,43 @@ def common_name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
+def with_lifetime(profile: CertificateProfile, lifetime: timedelta | None) -> CertificateProfile:
+    """Return the profile with a shorter lifetime; `IssuanceError` for one beyond its own."""
+    if lifetime is None:
+        return profile
+    if not timedelta(0) < lifetime <= profile.lifetime:
+        raise IssuanceError(
+            f"a {profile.name} certificate lives {profile.lifetime.days} days at most; give fewer"
+        )
+    return replace(profile, lifetime=lifetime)
+
+
 def subject_alternative_names(
-    dns_names: Sequence[str], ip_addresses: Sequence[str | IPAddress]
+    dns_names: Sequence[str],
+    ip_addresses: Sequence[str | IPAddress],
+    uris: Sequence[str] = (),
 ) -> tuple[x509.Name, tuple[x509.GeneralName, ...]]:
     """Return the subject and the alternative names of an end entity.
 
     The subject repeats the first name as its CN where it fits (64 characters), for people; peers
     read the alternative names. DNS names are in their A-label form, with ``*.`` at the front at
-    most. Raises `IssuanceError` for no name, more than 100, or a bad one.
+    most. URIs are absolute (RFC 5280, 4.2.1.6), of 251 characters at most. Raises `IssuanceError`
+    for no name, more than 100, or a bad one.
     """
-    if not 1 <= len(dns_names) + len(ip_addresses) <= _MAX_NAMES:
-        raise IssuanceError(f"give 1 to {_MAX_NAMES} DNS names and IP addresses in all")
+    if not 1 <= len(dns_names) + len(ip_addresses) + len(uris) <= _MAX_NAMES:
+        raise IssuanceError(f"give 1 to {_MAX_NAMES} names in all")
+    for uri in uris:
+        if len(uri) > _MAX_URI or _URI.fullmatch(uri) is None:
+            raise IssuanceError(
+                f"{uri[:80]!a} is not an absolute URI of ASCII characters; write it as in "
+                "spiffe://example.org/service"
+            )
     for name in dns_names:
+        if _LIKE_AN_ADDRESS.search(name) is not None:  # clients look for it among the addresses
+            raise IssuanceError(
+                f"{name[:80]!a} is no DNS name but like an IP address; give an address in "
+                "ip_addresses"
+            )
         if len(name) > _MAX_DNS_NAME or _DNS_NAME.fullmatch(name) is None:
             raise IssuanceError(
                 f"{name[:80]!a} is not a DNS name; give ASCII labels (xn--… for others), "
@@ -190,7 +223,8 @@ def subject_alternative_names(
     addresses = [_address(address) for address in ip_addresses]
     names: list[x509.GeneralName] = [x509.DNSName(name.lower()) for name in dns_names]
     names += [x509.IPAddress(address) for address in addresses]
-    first = dns_names[0].lower() if dns_names else str(addresses[0])
+    names += [x509.UniformResourceIdentifier(uri) for uri in uris]
+    first = str(names[0].value)
     subject = common_name(first) if len(first) <= _MAX_COMMON_NAME else x509.Name([])
     return subject, tuple(names)
 
@@ -211,9 +245,10 @@ def _validity(
     not_before, not_after = now - BACKDATE, now + profile.lifetime
     if issuer is not None:
         if not issuer.not_valid_before_utc <= now < issuer.not_valid_after_utc:
+            what = "make a new root" if issuer.subject == issuer.issuer else "renew it"
             raise IssuanceError(
                 f"the issuer's certificate is valid from {issuer.not_valid_before_utc:%F %T} to "
-                f"{issuer.not_valid_after_utc:%F %T}, not at {now:%F %T}; renew it first"
+                f"{issuer.not_valid_after_utc:%F %T}, not at {now:%F %T}; {what} first"
             )
         # A certificate that begins before, or outlives, its issuer fails at some peers.
         not_before = max(not_before, issuer.not_valid_before_utc)

@@ -71,8 +71,9 @@ PERMITTED: Mapping[Role, frozenset[str]] = {
     | {"rotate-store", "rewrap", "rekey", "snapshot", "backup", "grant", "revoke", "grants"},
     Role.CRYPTO_USER: _READING
     | {"sign", "wrap", "unwrap", "generate-data-key", "secret-get", "export"},
-    # what certs.authority does: keys for certificates, and the signatures on them
-    Role.CERTIFICATE_OFFICER: _READING | {"create", "rotate", "sign", "export"},
+    # what certs.authority does: keys for certificates, the signatures on them, revoking them
+    Role.CERTIFICATE_OFFICER: _READING
+    | {"create", "rotate", "sign", "export", "revoke-certificate", "number-crl"},
     Role.PURGE_OFFICER: _READING | {"purge"},
     Role.AUDITOR: _READING | {"grants", "audit-read", "audit-verify"},
     Role.READER: _READING,

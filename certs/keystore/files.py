@@ -3,6 +3,8 @@
 A file is made under a name of its own beside its destination and then *linked* to it. link(2) fails
 if the destination exists, so of two creators exactly one wins, and a crash leaves either no file or
 a complete one. (rename(2) would replace the loser's or the winner's file without a word.)
+
+`publish_file` writes what is no secret: others may read it, and a newer one may take its place.
 """
 
 from __future__ import annotations
@@ -20,9 +22,17 @@ from certs.errors import StoreError, StoreFault
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["OWNER_ONLY", "create_file", "drafted", "new_file", "writing_to"]
+__all__ = [
+    "OWNER_ONLY",
+    "create_file",
+    "drafted",
+    "new_file",
+    "publish_file",
+    "writing_to",
+]
 
 OWNER_ONLY = 0o600
+_PUBLIC = 0o644  # less the umask
 
 
 @contextmanager
@@ -34,12 +44,18 @@ def new_file(destination: Path) -> Iterator[Path]:
     """
     if destination.exists() or destination.is_symlink():
         raise FileExistsError(str(destination))
+    with _draft(destination, OWNER_ONLY, os.link) as draft:
+        yield draft
+
+
+@contextmanager
+def _draft(destination: Path, mode: int, put: Callable[[Path, Path], None]) -> Iterator[Path]:
     draft = destination.with_name(f".{destination.name}.{secrets.token_hex(8)}.new")
-    os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, OWNER_ONLY))
+    os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
     try:
         yield draft
         _synchronise(draft)
-        os.link(draft, destination)
+        put(draft, destination)
     finally:
         with contextlib.suppress(FileNotFoundError):
             draft.unlink()
@@ -75,6 +91,16 @@ def writing_to(destination: str | os.PathLike[str]) -> Iterator[Callable[[bytes]
 def create_file(destination: Path, content: bytes) -> None:
     """Write a new 0600 file with this content; `FileExistsError` if the name is taken."""
     with new_file(destination) as draft:
+        draft.write_bytes(content)
+
+
+def publish_file(destination: Path, content: bytes, *, replace: bool = False) -> None:
+    """Write a file that others may read, too; it is there whole or not at all.
+
+    Raises `FileExistsError` if the name is taken; with `replace` it takes that one's place.
+    """
+    put = os.replace if replace else os.link
+    with _draft(destination.resolve() if replace else destination, _PUBLIC, put) as draft:
         draft.write_bytes(content)
 
 

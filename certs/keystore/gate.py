@@ -89,6 +89,8 @@ OPERATIONS = frozenset(
         "delete",
         "recover",
         "purge",
+        "revoke-certificate",
+        "number-crl",
         # the store as a whole
         "list",
         "snapshot",

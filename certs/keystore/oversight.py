@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 from certs.keystore.access import Grant, require_principal, require_role, require_scope
 from certs.keystore.audit import (
     AuditEntry,
+    AuditRow,
     LogLeaves,
     export_header,
     export_line,
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 __all__ = ["KeyOversight"]
+
+_MADE_FIRST = frozenset({"create", "import", "secret-set"})
 
 
 class KeyOversight(KeyUse):
@@ -84,6 +87,21 @@ class KeyOversight(KeyUse):
         """Return the public key that checks the log, its exports and proofs, without the store."""
         with self._gate.perform("audit-read", ""), self.database.read() as connection:
             return self._gate.log.key(connection)
+
+    def creation(self, name: str) -> AuditEntry | None:
+        """Return what the log tells of how a key came to be; None if it began with the key there.
+
+        All of the log is checked for it. Raises `AuditLogAltered`.
+        """
+        found: list[AuditEntry] = []
+
+        def take(_: AuditRow, entry: AuditEntry) -> None:
+            if entry.name == name and entry.outcome == "done" and entry.operation in _MADE_FIRST:
+                found.append(entry)
+
+        with self._gate.perform("show", name), self.database.read() as connection:
+            self._gate.log.check(connection, None, take)
+        return found[0] if found else None
 
     def export_audit_log(self, write: Callable[[bytes], object]) -> bytes:
         """Write the log for checking elsewhere, piece by piece; return its checkpoint, signed.

@@ -57,6 +57,14 @@ from certs.keystore.records import (
     read_version,
 )
 from certs.keystore.revisions import ToldRevisions
+from certs.keystore.revocations import (
+    NUMBER_CRL,
+    REVOKE,
+    Revocation,
+    add_revocation,
+    raise_crl_number,
+    told_crl_number,
+)
 from certs.keystore.rows import write_rows
 from certs.keystore.store import utc_now
 from certs.keystore.tables import SCHEMA_VERSION
@@ -227,12 +235,15 @@ class _Restoring:
         if entry.operation in {"grant", "revoke"}:
             return self._grant_again(connection, entry)
         change = _CHANGES.get(entry.operation)
-        if change is None:
+        of_a_certificate = entry.operation in {REVOKE, NUMBER_CRL}
+        if change is None and not of_a_certificate:
             return None
         try:
             info = find_key(connection, self._keyring, entry.name)
         except KeyNotFound:
             return None  # made after the backup, and lost with it
+        if change is None:
+            return self._list_again(connection, entry)
         if entry.version is not None and entry.version > info.version:
             return None
         if entry.operation == "purge":
@@ -241,6 +252,16 @@ class _Restoring:
         self._append(connection, entry.operation, entry.name, entry.version, revision=str(revision))
         version = "" if entry.version is None else f" version {entry.version}"
         return f"{entry.operation} {entry.name}{version}"
+
+    def _list_again(self, connection: Connection, entry: AuditEntry) -> str | None:
+        """Revoke a certificate again, were it lost itself; go on counting lists where they were."""
+        if entry.operation == NUMBER_CRL:
+            raise_crl_number(connection, entry.name, told_crl_number(entry))
+            return None
+        revocation = Revocation.told(entry)
+        add_revocation(connection, revocation)
+        self._append(connection, REVOKE, entry.name, None, **revocation.details)
+        return f"{REVOKE} {revocation.serial:x} of {entry.name}"
 
     def _grant_again(self, connection: Connection, entry: AuditEntry) -> str | None:
         details = entry.details

@@ -1,4 +1,4 @@
-"""Holding grants and key states to what the audit log tells of them.
+"""Holding grants, key states and revocations to what the audit log tells of them.
 
 Whoever edits the database cannot write a state or a grant that opens, but can put back an older one
 with its row, which is genuine and in its place: a key disabled since is enabled again, a grant that
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from certs.errors import AuditLogAltered
 from certs.keystore.grants import grant_revisions
 from certs.keystore.records import keys_after
+from certs.keystore.revocations import ToldRevocations
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -43,11 +44,15 @@ class ToldRevisions:
     def __init__(self) -> None:
         self._grants: dict[str, tuple[int, int]] = {}
         self._keys: dict[str, tuple[int, int]] = {}
+        self._revocations = ToldRevocations()
 
     def take(self, row: AuditRow, entry: AuditEntry) -> None:
         """Take the next row, which was checked."""
         revision = entry.details.get("revision", "")
-        if entry.outcome != "done" or not revision.isdecimal():
+        if entry.outcome != "done":
+            return
+        self._revocations.take(row, entry)
+        if not revision.isdecimal():
             return
         if entry.operation in _OF_KEYS:
             self._keys[entry.name] = (row.number, int(revision))
@@ -57,6 +62,7 @@ class ToldRevisions:
     def require(self, connection: Connection, keyring: Keyring) -> None:
         """Hold the store's rows to it; raise `AuditLogAltered` with the row of the log."""
         self._require_keys(connection, keyring)
+        self._revocations.require(connection)
         found = grant_revisions(connection, keyring)
         for principal, (number, revision) in self._grants.items():
             if found.pop(principal, None) != revision:

@@ -72,7 +72,7 @@ from certs.keystore.use import require_present, shown_time
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
     from sqlalchemy import Connection
@@ -206,16 +206,19 @@ class KeyStore(KeyUpkeep):
         purpose: str | None = None,
         exportable: bool = False,
         purge_protected: bool = False,
+        details: Mapping[str, str] | None = None,
     ) -> KeyInfo:
         """Make a new key of this name, version 1.
 
         `purpose` is ``sign``, ``wrap`` or ``data``; None is the type's usual one. A purge-protected
-        key stays so for ever. Raises `KeyExists` if the name was ever used, `InvalidName`, or
-        `WrongPurpose` for a purpose that keys of this type do not serve. Of several processes
-        creating one name, exactly one succeeds.
+        key stays so for ever. `details` are public facts for the audit log's row, which `creation`
+        returns. Raises `KeyExists` if the name was ever used, `InvalidName`, or `WrongPurpose` for
+        a purpose that keys of this type do not serve. Of several processes creating one name,
+        exactly one succeeds.
         """
 
         def create(act: Act) -> KeyInfo:
+            act.details = dict(details or {})
             require_name(name)
             if key_type is KeyType.SECRET:
                 raise UnsupportedKey("a secret is not made but set; use set_secret")

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "APPLICATION_ID",
     "SCHEMA_VERSION",
+    "SERIAL_BYTES",
     "alembic_version",
     "as_bytes",
     "as_number",
@@ -46,17 +47,20 @@ __all__ = [
     "audit_log",
     "authorities",
     "certificates",
+    "crl_numbers",
     "damaged",
     "grants",
     "key_states",
     "key_versions",
     "keys",
     "metadata",
+    "revocations",
     "store_info",
     "terms",
 ]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+SERIAL_BYTES = 20  # of a certificate's serial number, with zeros in front
 APPLICATION_ID = 0x50465353  # "PFSS", in SQLite's header: how a store is told from another database
 
 _LATEST_TIME = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
@@ -168,6 +172,25 @@ authorities = Table(
     sqlite_strict=True,
 )
 
+# By serial number alone: a certificate that a restore lost can still be revoked.
+revocations = Table(
+    "revocations",
+    metadata,
+    Column("serial", LargeBinary, primary_key=True),
+    Column("signer_name", _text(), ForeignKey("keys.name"), nullable=False),
+    Column("revoked_at", _number(), nullable=False),
+    Column("reason", _text(), nullable=False),
+    sqlite_strict=True,
+)
+
+# The number of the newest list that an authority signed, or was about to.
+crl_numbers = Table(
+    "crl_numbers",
+    metadata,
+    Column("name", _text(), ForeignKey("keys.name"), primary_key=True),
+    Column("number", _number(), CheckConstraint("number >= 1"), nullable=False),
+    sqlite_strict=True,
+)
 
 # What each principal is granted, sealed; `revision` counts its changes.
 grants = Table(

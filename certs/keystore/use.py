@@ -27,7 +27,15 @@ from certs.errors import (
 from certs.key_types import PrivateKey, PublicKey, require_public_key
 from certs.keystore.kinds import DATA, PURPOSES, SECRET, SIGN, WRAP
 from certs.keystore.payload import Payload, PrivateKeyPayload
-from certs.keystore.records import KeyInfo, SealedVersion, find_version, opened
+from certs.keystore.records import KeyInfo, SealedVersion, find_key, find_version, opened
+from certs.keystore.revocations import (
+    NUMBER_CRL,
+    REVOKE,
+    Revocation,
+    add_revocation,
+    crl_number,
+    raise_crl_number,
+)
 from certs.keystore.signatures import Signature, algorithm_of, is_signature, sign_message
 from certs.keystore.signing import KeyHandle, Witness, signing_key_for
 from certs.keystore.wrapping import (
@@ -40,6 +48,8 @@ from certs.keystore.wrapping import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from sqlalchemy import Connection
 
     from certs.keystore.database import Database
     from certs.keystore.envelope import RecordContext
@@ -185,6 +195,40 @@ class KeyUse(_KeyAccess):
                 opened=partial(self._signing, name, key.version, witness, dict(details or {})),
             )
             return signing_key_for(handle, require_public_key(key.private_key().public_key()))
+
+    def revoke_certificate(
+        self, name: str, serial: int, *, reason: str, revoked_at: datetime
+    ) -> None:
+        """Note for good that a certificate which this key signed is revoked; one commit.
+
+        `certs.authority` knows which certificates there are, and which reasons. `InvalidInput` if
+        it is revoked already.
+        """
+        with self._gate.perform(REVOKE, name) as act:
+            revocation = Revocation(serial, name, revoked_at, reason)
+            act.details = revocation.details
+
+            def add(connection: Connection) -> None:
+                find_key(connection, self._keyring, name)
+                add_revocation(connection, revocation)
+
+            act.commit(add)
+
+    def next_crl_number(self, name: str) -> int:
+        """Return a number for a list (CRL) signed with this key, above all before; one commit.
+
+        It is in the audit log by itself: the details of a signature are its caller's words.
+        """
+        with self._gate.perform(NUMBER_CRL, name) as act:
+
+            def count(connection: Connection) -> int:
+                find_key(connection, self._keyring, name)
+                number = crl_number(connection, name) + 1
+                raise_crl_number(connection, name, number)
+                act.details = {"crl_number": str(number)}
+                return number
+
+            return act.commit(count)
 
     def sign(self, name: str, message: bytes, *, version: int | None = None) -> Signature:
         """Sign a message with the key's own algorithm (`Signature.algorithm` names it)."""

@@ -78,12 +78,13 @@ def _names_without_keys() -> set[str | None]:
 
 
 def _add_keys() -> None:
-    """Add ``pfs keys``: forty commands, which take longer to spell out than to leave out."""
-    from interop.cli import keys, keys_access, keys_upkeep  # noqa: PLC0415 - see the top
+    """Add ``pfs keys`` and ``pfs ca``: commands that take longer to spell out than to leave out."""
+    from interop.cli import ca, keys, keys_access, keys_upkeep  # noqa: PLC0415 - see the top
 
     keys.commands.add_typer(keys_access.commands)
     keys.commands.add_typer(keys_upkeep.commands)
     application.add_typer(keys.commands, name="keys")
+    application.add_typer(ca.commands, name="ca")
 
 
 def _terminate(number: int, _frame: FrameType | None) -> NoReturn:

@@ -175,8 +175,7 @@ def test_a_prompt_asks_for_a_secret_without_showing_it(desk: Desk) -> None:
     assert desk.good("secret", "get", "typed") == SECRET
 
 
-@pytest.mark.parametrize(("typed", "said"), [(b"\x04", "was closed"), (b"\xff\n", "not UTF-8")])
-def test_a_prompt_that_gets_no_answer_says_so(desk: Desk, typed: bytes, said: str) -> None:
+def test_a_prompt_that_gets_no_answer_says_so(desk: Desk) -> None:
     controller, terminal = pty.openpty()
     process = subprocess.Popen(
         [PFS, "keys", "secret", "set", "typed"],
@@ -192,7 +191,7 @@ def test_a_prompt_that_gets_no_answer_says_so(desk: Desk, typed: bytes, said: st
         while not shown.endswith(b"secret typed: "):
             assert select.select([controller], [], [], 30)[0], shown
             shown += os.read(controller, 1024)
-        os.write(controller, typed)
+        os.write(controller, b"\x04")  # Ctrl-D
         assert process.wait(30) == 2
         shown += os.read(controller, 1024)
     finally:
@@ -200,7 +199,7 @@ def test_a_prompt_that_gets_no_answer_says_so(desk: Desk, typed: bytes, said: st
         process.wait()
         os.close(terminal)
         os.close(controller)
-    assert said in shown.decode()
+    assert b"was closed before an answer" in shown
 
 
 def test_the_life_of_a_key(desk: Desk) -> None:

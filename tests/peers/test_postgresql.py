@@ -132,8 +132,8 @@ def test_a_locked_store_is_told_and_nothing_is_written(address: str, kek: FileKE
 
 def test_a_newer_schema_is_told(address: str, kek: FileKEK) -> None:
     with KeyStore.create(address, kek) as store, store.database.write() as connection:
-        connection.exec_driver_sql("UPDATE store_info SET schema_version = 5")
-    with pytest.raises(StoreError, match=r"schema 5 .* reads 4; upgrade") as caught:
+        connection.exec_driver_sql("UPDATE store_info SET schema_version = 6")
+    with pytest.raises(StoreError, match=r"schema 6 .* reads 5; upgrade") as caught:
         KeyStore.open(address, kek)
     assert caught.value.fault is StoreFault.NEWER_SCHEMA
 

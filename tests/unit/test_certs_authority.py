@@ -28,7 +28,7 @@ from certs.errors import (
     StoreFault,
     ValidationError,
 )
-from certs.key_types import PRIVATE_KEY_TYPES, public_key_der
+from certs.key_types import PRIVATE_KEY_TYPES, generate_private_key, public_key_der
 from certs.keystore import KeyStore, KeyType
 from certs.keystore.kek import FileKEK
 from certs.keystore.tables import certificates
@@ -173,8 +173,8 @@ def test_certificates_say_what_their_profiles_say(issuing: CertificateAuthority)
         }.items()
     }
     assert usages == {
-        "root": {"key_cert_sign", "crl_sign"},
-        "issuing": {"key_cert_sign", "crl_sign"},
+        "root": {"key_cert_sign", "crl_sign", "digital_signature"},
+        "issuing": {"key_cert_sign", "crl_sign", "digital_signature"},
         "server": {"digital_signature"},
         "client": {"digital_signature"},
         "transport": {"digital_signature", "key_encipherment"},
@@ -246,6 +246,9 @@ def test_a_name_too_long_for_a_common_name_leaves_the_subject_empty(
         (["ü.test"], []),
         (["a\n"], []),
         (["a" * 64], []),
+        (["10.0.0.1"], []),
+        (["127.1"], []),
+        (["example.0"], []),
         ([".".join(["a" * 60] * 5)], []),
         ([], ["localhost"]),
         ([], ["127.0.0.1/8"]),
@@ -258,6 +261,11 @@ def test_a_bad_name_is_refused_before_anything_is_made(
         issuing.issue_server(key_name="s", dns_names=dns_names, ip_addresses=ip_addresses, now=NOW)
     with pytest.raises(KeyNotFound):
         issuing.store.key("s")
+
+
+def test_an_address_among_dns_names_is_told_where_it_belongs(issuing: CertificateAuthority) -> None:
+    with pytest.raises(IssuanceError, match=r"'10\.0\.0\.1' .*give an address in ip_addresses"):
+        issuing.issue_client(key_name="c", dns_names=["a.test", "10.0.0.1"], now=NOW)
 
 
 def test_addresses_may_be_objects(issuing: CertificateAuthority) -> None:
@@ -313,6 +321,25 @@ def test_an_authority_is_made_once(root: CertificateAuthority) -> None:
             CertificateAuthority.create_root(root.store, "new", common_name, NOW)
     with pytest.raises(IssuanceError, match="no time zone"):
         CertificateAuthority.create_root(root.store, "new", "New", NOW.replace(tzinfo=None))
+
+
+@pytest.mark.parametrize("imported", [True, False])
+def test_somebody_elses_key_is_not_taken_for_an_authoritys(
+    store: KeyStore,
+    root: CertificateAuthority,
+    imported: bool,  # noqa: FBT001 - a table
+) -> None:
+    """It is of the right type and not exportable, and yet others may have its private half."""
+    for name, key_type in (("other", KeyType.EC_P384), ("below", KeyType.EC_P256)):
+        if imported:
+            store.import_key(name, generate_private_key(key_type))
+        else:
+            store.create_key(name, key_type)
+    with pytest.raises(IssuanceError, match="not one for an authority"):
+        CertificateAuthority.create_root(store, "other", "Other", NOW)
+    with pytest.raises(IssuanceError, match="not one for an authority"):
+        root.issue_subordinate("below", "Below", NOW)
+    assert root.unfinished() == ()
 
 
 def test_authorities_are_loaded_after_a_restart(tmp_path: Path) -> None:

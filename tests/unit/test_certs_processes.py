@@ -9,7 +9,7 @@ import itertools
 import signal
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +21,7 @@ from certs.errors import KEKUnavailable, KeyNotFound, StoreError
 from certs.key_types import public_key_der
 from certs.keystore import KeyStore, KeyType
 from certs.keystore.kek import FileKEK
+from certs.keystore.revocations import crl_number
 from certs.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ DEADLINE_SECONDS = 60
 
 PREAMBLE = """
 import os, signal, sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from sqlalchemy import event
 from certs.authority import CertificateAuthority
 from certs.errors import CertsError
@@ -340,3 +341,76 @@ with KeyStore.open(address, "file:" + folder + "/kek") as store:
         issuing = CertificateAuthority.load(store, "issuing")
         assert issuing.certificate.public_bytes(Encoding.DER)
         assert store.key("issuing").key_type is KeyType.EC_P256
+
+
+REVOKE = """
+from datetime import timedelta
+with KeyStore.open(address, "file:" + folder + "/kek") as store:
+    die_at_commit(store, int(sys.argv[2]))
+    root = CertificateAuthority.load(store, "root")
+    root.revoke(int(sys.argv[3]), None, NOW)
+    root.crls(NOW, timedelta(days=7))
+"""
+
+
+def test_killed_at_any_commit_a_revocation_is_there_or_not_and_numbers_only_grow(
+    tmp_path: Path, store_address: str, kek: FileKEK
+) -> None:
+    with KeyStore.create(store_address, kek) as store:
+        root = CertificateAuthority.create_root(store, "root", "Test Root", NOW)
+        serials = [
+            root.issue_server(key_name="web", dns_names=["localhost"], now=NOW).leaf.serial_number
+            for _ in range(20)
+        ]
+    seen = []  # whether it was revoked, and by how much the number of lists grew
+    number = 0
+    for commit, serial in enumerate(serials, 1):
+        ended = run(REVOKE, tmp_path, commit, serial) == 0
+        with KeyStore.open(store_address, kek) as store:
+            store.verify_audit_log()
+            root = CertificateAuthority.load(store, "root")
+            revoked = root.find(serial).revocation is not None
+            told = [
+                entry.details["serial"] == f"{serial:x}"
+                for _, entry in store.audit_entries()
+                if entry.operation == "revoke-certificate"
+            ]
+            assert any(told) is revoked
+            with store.database.read() as connection:
+                before, number = number, crl_number(connection, "root")
+            seen.append((revoked, number - before))
+            (crl,) = root.crls(NOW, timedelta(days=7))
+            assert (crl.get_revoked_certificate_by_serial_number(serial) is not None) is revoked
+            signed = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+            assert signed == number + 1
+            number = signed
+        if ended:
+            break
+    assert ended
+    assert set(seen) == {(False, 0), (True, 0), (True, 1)}
+
+
+RENEW = """
+with KeyStore.open(address, "file:" + folder + "/kek") as store:
+    die_at_commit(store, int(sys.argv[2]))
+    CertificateAuthority.load(store, "issuing").renew(NOW)
+"""
+
+
+def test_killed_at_any_commit_a_renewal_can_be_made_again(
+    tmp_path: Path, store_address: str, kek: FileKEK
+) -> None:
+    with KeyStore.create(store_address, kek) as store:
+        root = CertificateAuthority.create_root(store, "root", "Test Root", NOW)
+        issuing = root.issue_subordinate("issuing", "Test Issuing CA", NOW)
+    for commit in itertools.count(1):
+        ended = run(RENEW, tmp_path, commit) == 0
+        with KeyStore.open(store_address, kek) as store:
+            found = CertificateAuthority.load(store, "issuing")
+            assert len(found.crls(NOW, timedelta(days=7))) == 1 + (found.key_version > 1)
+            leaf = found.issue_server(key_name="web", dns_names=["localhost"], now=NOW)
+            assert leaf.chain[1] == found.certificate
+        if ended:
+            break
+        assert found.certificate == issuing.certificate
+    assert found.key_version > 1

@@ -359,8 +359,8 @@ def test_a_folder_that_is_not_there_is_told(path: Path, kek: FileKEK) -> None:
 
 def test_a_newer_schema_is_told(path: Path, kek: FileKEK) -> None:
     with KeyStore.create(path, kek) as store, store.database.write() as connection:
-        connection.exec_driver_sql("UPDATE store_info SET schema_version = 5")
-    with pytest.raises(StoreError, match=r"schema 5 .* reads 4; upgrade") as caught:
+        connection.exec_driver_sql("UPDATE store_info SET schema_version = 6")
+    with pytest.raises(StoreError, match=r"schema 6 .* reads 5; upgrade") as caught:
         KeyStore.open(path, kek)
     assert caught.value.fault is StoreFault.NEWER_SCHEMA
 

@@ -78,6 +78,10 @@ CALLS: dict[str, Callable[[KeyStore, Path, tuple[bytes, bytes]], object]] = {
     "delete": lambda store, *_: store.delete("signs"),
     "recover": lambda store, *_: store.recover("gone"),
     "purge": lambda store, *_: store.purge("gone"),
+    "revoke-certificate": lambda store, *_: store.revoke_certificate(
+        "signs", 1, reason="superseded", revoked_at=NOW
+    ),
+    "number-crl": lambda store, *_: store.next_crl_number("signs"),
     "list": lambda store, *_: list(store.keys()),
     "snapshot": lambda store, folder, _: store.snapshot(folder / "copy.db"),
     "backup": lambda store, folder, _: store.backup(folder / "backup"),

@@ -249,7 +249,17 @@ def test_killed_at_its_commit_an_operation_happened_wholly_or_not(
     assert (shown() == before) is (moment == "before")
 
 
-SCHEMA_3 = ("DROP TABLE alembic_version", "UPDATE store_info SET schema_version = 3")
+SCHEMA_4 = (
+    "DROP TABLE revocations",
+    "DROP TABLE crl_numbers",
+    "UPDATE store_info SET schema_version = 4",
+    "UPDATE alembic_version SET version_num = '4'",
+)
+SCHEMA_3 = (
+    *SCHEMA_4,
+    "DROP TABLE alembic_version",
+    "UPDATE store_info SET schema_version = 3",
+)
 SCHEMA_2 = (
     *SCHEMA_3,
     *(f"DROP TABLE {table}" for table in ("grants", "audit_log", "audit_head")),
@@ -258,7 +268,7 @@ SCHEMA_2 = (
 SCHEMA_1 = (*SCHEMA_2, "DROP TABLE key_states", "UPDATE store_info SET schema_version = 1")
 
 
-@pytest.mark.parametrize("older", [SCHEMA_1, SCHEMA_2, SCHEMA_3], ids=["1", "2", "3"])
+@pytest.mark.parametrize("older", [SCHEMA_1, SCHEMA_2, SCHEMA_3, SCHEMA_4], ids="1234")
 def test_a_store_of_an_older_schema_is_brought_up_once(
     path: Path, kek: FileKEK, older: tuple[str, ...]
 ) -> None:
@@ -270,7 +280,7 @@ def test_a_store_of_an_older_schema_is_brought_up_once(
     assert contents(path, kek) == before
     assert stolen == {key.name for key in unseal_every_private_key(path, kek)} != set()
     with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT schema_version FROM store_info").fetchone() == (4,)
+        assert connection.execute("SELECT schema_version FROM store_info").fetchone() == (5,)
 
 
 def test_an_edited_mark_of_the_first_schema_is_not_sealed(path: Path, kek: FileKEK) -> None:
