@@ -16,11 +16,11 @@ Store = Annotated[
     typer.Option(
         "--store",
         metavar="URL",
-        help="The store: a path, or postgresql://user@host/database. [default: PFS_STORE]",
+        help="The store: a path, or postgresql://user@host/database; else $PFS_STORE.",
     ),
 ]
 Kek = Annotated[
     str | None,
-    typer.Option("--kek", metavar="URI", help="Its KEK, as in file:/path. [default: PFS_KEK]"),
+    typer.Option("--kek", metavar="URI", help="Its KEK, as in file:/path; else $PFS_KEK."),
 ]
 JSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -182,7 +182,7 @@ def test_who_may_issue_and_revoke_is_a_grant_for_the_ca(desk: Desk) -> None:
     desk.environment["PFS_PRINCIPAL"] = "user:reader"
     assert len(desk.json("ca", "list")) == 3
     assert "may not revoke-certificate on 'ca/issuing'" in desk.bad("ca", "revoke", serial)
-    assert "may not sign on 'ca/issuing'" in desk.bad("ca", "crl")
+    assert "may not number-crl on 'ca/issuing'" in desk.bad("ca", "crl")
     desk.environment["PFS_PRINCIPAL"] = "user:ra"
     desk.good("ca", "revoke", serial)
     desk.good("ca", "crl", "--out", "ca.crl")
