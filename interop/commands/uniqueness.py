@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from OpenSSL import SSL
 
 from certs.credential import TrustAnchors
+from interop.census.conditions import require_handshakes
 from interop.census.ends import TransportRecipe
 from interop.census.report import CensusReport, Origin, judge
 from interop.census.stored import count_stored, write_fingerprints
@@ -42,7 +43,6 @@ _DEFAULT_HANDSHAKES = 10_000
 _DEFAULT_HANDSHAKES_AT_A_TARGET = 500
 _DEFAULT_WORKERS_AT_A_TARGET = 4
 _MOST_HANDSHAKES = 1_000_000_000
-_LEAST_HANDSHAKES = 2
 
 
 def run(
@@ -62,7 +62,8 @@ def run(
         raise InputError("--pool counts what is stored: it goes with no option but --json")
     if target is None and (server_name or ca):
         raise InputError("--server-name and --ca are of a --target: name one")
-    _require_countable(handshakes, fingerprints)
+    if handshakes is not None:
+        _require_countable(handshakes, fingerprints, at_a_target=target is not None)
     started = time.monotonic()
     with SilentProgress() if as_json else ConsoleProgress() as progress:
         if pool:
@@ -90,14 +91,8 @@ def run(
     return 0 if report.verdict == "unique" else 1
 
 
-def _require_countable(handshakes: int | None, fingerprints: Path | None) -> None:
-    if handshakes is None:
-        return
-    if not _LEAST_HANDSHAKES <= handshakes <= _MOST_HANDSHAKES:
-        raise InputError(
-            f"a census takes {_LEAST_HANDSHAKES} to {_MOST_HANDSHAKES:,} handshakes, "
-            f"not {handshakes:,}"
-        )
+def _require_countable(handshakes: int, fingerprints: Path | None, *, at_a_target: bool) -> None:
+    require_handshakes(handshakes, most=_MOST_HANDSHAKES, at_a_target=at_a_target)
     if handshakes > MOST_HANDSHAKES_IN_MEMORY and fingerprints is None:
         raise InputError(
             f"more than {MOST_HANDSHAKES_IN_MEMORY:,} handshakes are counted on disk; "

@@ -24,11 +24,12 @@ from certs.authority import CertificateAuthority
 from certs.key_types import KeyType
 from certs.keystore.kek import create_kek
 from certs.keystore.store import KeyStore
+from interop.census.conditions import require_handshakes
 from interop.census.ends import TransportRecipe
 from interop.census.tallies import MOST_HANDSHAKES_IN_MEMORY, MemoryTallies
 from interop.census.target import Target, survey
 from interop.census.workers import take_census
-from interop.errors import InputError, InteropError, PeerUnavailable
+from interop.errors import InteropError, PeerUnavailable
 from interop.identity import SERVER_NAME
 from interop.proof import layout, second_opinion
 from interop.proof.circumstances import not_tested
@@ -73,10 +74,7 @@ def prove(
     """
     started = datetime.now(UTC)
     # Now, and not when all has been recorded.
-    if not 1 <= handshakes <= MOST_HANDSHAKES_IN_MEMORY:
-        raise InputError(
-            f"a census takes 1 to {MOST_HANDSHAKES_IN_MEMORY:,} handshakes, not {handshakes:,}"
-        )
+    require_handshakes(handshakes, most=MOST_HANDSHAKES_IN_MEMORY, at_a_target=target is not None)
     if target is not None:
         spki_sha256(target.private_keys)
     with (

@@ -268,6 +268,7 @@ def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
         (["prove", "--payload", "folder"], "directory"),
         (["prove", "--payload", "empty"], "at least one byte"),
         (["prove", "--handshakes", "0"], "handshakes"),
+        (["prove", "--handshakes", "59"], "a census takes 60 to 1,000,000 handshakes, not 59"),
         (["prove", "--handshakes", "1000001"], "handshakes"),
         (["prove", "--handshakes", "many"], "a valid integer"),
         (["prove", "--out", "text"], "in the way"),

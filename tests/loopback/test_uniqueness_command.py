@@ -128,16 +128,17 @@ def test_fingerprints_are_kept_and_pooled(pfs: Pfs, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--handshakes", "1"], "a census takes 2 to"),
+        (["--handshakes", "59"], "a census takes 60 to"),
+        (["--handshakes", "7", "--target", "localhost:1"], "a census takes 8 to"),
         (["--handshakes", "2000000"], "add --fingerprints DIR"),
-        (["--pool", ".", "--handshakes", "5"], "goes with no option"),
+        (["--pool", ".", "--handshakes", "80"], "goes with no option"),
         (["--pool", "absent"], "not a folder"),
         (["--ca", "ca.pem"], "name one"),
         (["--target", "nonsense"], "is not an address"),
         (["--target", "localhost:1", "--server-name", "a..b"], "a..b"),
         (["--target", "127.0.0.1:1"], "cannot be reached"),
         (["--target", "127.0.0.1:1", "--ca", "absent.pem"], "absent.pem"),
-        (["--fingerprints", "/proc/nowhere", "--handshakes", "5"], "cannot be written"),
+        (["--fingerprints", "/proc/nowhere", "--handshakes", "80"], "cannot be written"),
         (["--workers", "0"], "--workers"),
     ],
 )
