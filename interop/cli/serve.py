@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from interop.cli.numbers import finite, positive
+
 __all__ = ["commands"]
 
 commands = typer.Typer()
@@ -50,7 +52,7 @@ def _serve(  # noqa: PLR0917 - the command line names them all
         typer.Option(
             metavar="HOST:PORT",
             help="Where to listen, 127.0.0.1:8443 unless given; may be repeated. "
-            "A port alone is on 127.0.0.1.",
+            "A port alone is on 127.0.0.1; 0.0.0.0 is all of IPv4.",
         ),
     ] = None,
     cert: Annotated[
@@ -131,28 +133,41 @@ def _serve(  # noqa: PLR0917 - the command line names them all
         float | None,
         typer.Option(
             metavar="N",
+            callback=positive,
             help="New connections a second, for each worker; any number unless given.",
         ),
     ] = None,
     handshake_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long a handshake may take.")
+        float,
+        typer.Option(metavar="SECONDS", callback=positive, help="How long a handshake may take."),
     ] = 10.0,
     header_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long the head of a request may take.")
+        float,
+        typer.Option(
+            metavar="SECONDS", callback=positive, help="How long the head of a request may take."
+        ),
     ] = 10.0,
     idle_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="End a connection on which nothing moves.")
+        float,
+        typer.Option(
+            metavar="SECONDS", callback=positive, help="End a connection on which nothing moves."
+        ),
     ] = 75.0,
     lifetime: Annotated[
         float | None,
         typer.Option(
             metavar="SECONDS",
+            callback=positive,
             help="End a connection that is older; none is too old unless given.",
         ),
     ] = None,
     drain_seconds: Annotated[
         float,
-        typer.Option(metavar="SECONDS", help="How long open requests may go on after SIGTERM."),
+        typer.Option(
+            metavar="SECONDS",
+            callback=positive,
+            help="How long open requests may go on after SIGTERM.",
+        ),
     ] = 30.0,
     metrics: Annotated[
         str | None,
@@ -251,7 +266,8 @@ def _connect(  # noqa: PLR0917 - the command line names them all
         ),
     ] = False,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long connecting may take.")
+        float,
+        typer.Option(metavar="SECONDS", callback=finite, help="How long connecting may take."),
     ] = 10.0,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Do not show the negotiated session.")
