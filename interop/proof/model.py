@@ -195,10 +195,14 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Skipped(msgspec.Struct, frozen=True, kw_only=True):
-    """A session that could not be recorded here, and why."""
+    """A session that could not be recorded here, and why.
+
+    `refused` says that the target refused it, and had better.
+    """
 
     name: str
     reason: str
+    refused: bool = False
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

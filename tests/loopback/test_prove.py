@@ -290,6 +290,7 @@ def test_an_interrupted_run_leaves_earlier_evidence_alone(
         rest = process.stderr.read()
         assert process.wait(30) == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(sent, -sent)
         assert "Traceback" not in rest
+        assert rest.endswith("pfs: interrupted\n") is (sent is signal.SIGINT)
         assert_group_ends(process.pid)  # the census's workers too
     finally:
         process.stderr.close()

@@ -23,6 +23,7 @@ from certs.authority import CertificateAuthority
 from certs.key_types import KeyType
 from certs.keystore import KeyStore
 from certs.keystore.kek import FileKEK
+from interop.identity import issue_identity
 from interop.peers.endpoints import CredentialFiles, ServerOptions
 from interop.peers.gnutls import run_gnutls_http
 from interop.peers.go import run_go_http
@@ -117,7 +118,16 @@ def test_nginx_is_proved_and_its_key_stays_where_it_is(
     names = seen(report)
     assert {"target-tls12-ecdhe", "target-tls13-x25519", "target-told-secp256r1"} <= names.keys()
     assert set(names.values()) == {"(EC)DHE"}
-    assert {"target-static-rsa", "target-tls13-psk_ke"} <= {one.name for one in report.skipped}
+    refused = {one.name: one.reason for one in report.skipped if one.refused}
+    assert {"target-static-rsa", "target-tls13-psk_ke"} <= refused.keys()
+    assert all(reason.startswith("refused, as it should be: ") for reason in refused.values())
+    assert not any(name in one.what for name in refused for one in report.not_tested)
+    page = " ".join((out / "report.html").read_text("utf-8").split())
+    assert f"40 handshakes with {report.target}, each value" in page
+    assert f"What {report.target} refused" in page
+    assert f"No flight was replayed at {report.target}" in page
+    replayed = f"The client flights of {len(report.replays)} of the {len(report.sessions)} sessions"
+    assert replayed in page
     assert report.target in done.stdout
     (theft,) = (one for one in report.thefts if one.name == TARGET_KEY)
     assert theft.shown
@@ -299,11 +309,25 @@ def test_a_server_that_takes_static_rsa_is_refuted_and_opened_by_its_key(
         (("--server-key", "KEY"), "go with --target"),
         (("--target", "localhost:1"), "needs --server-key"),
         (("--target", "localhost:1", "--server-key", "KEY"), "and --ca"),
-        (("--target", "nonsense", "--server-key", "KEY", "--ca", "CA"), "is not an address"),
+        (("--target", "nonsense:", "--server-key", "KEY", "--ca", "CA"), "is not an address"),
         (("--target", "localhost:1", "--server-key", "CA", "--ca", "CA"), "not a private key"),
         (("--target", "localhost:1", "--server-key", "KEY", "--ca", "KEY"), "not readable PEM"),
         (("--target", "localhost:1", "--server-key", "KEY", "--ca", "missing"), "No such file"),
-        (("--target", "localhost:1", "--server-key", "KEY", "--ca", "CA"), "could be made"),
+        (
+            ("--target", "localhost:1", "--server-key", "KEY", "--ca", "CA"),
+            "localhost:1 cannot be reached: Connection refused",
+        ),
+        (
+            ("--target", "no-such-host.invalid", "--server-key", "KEY", "--ca", "CA"),
+            "no-such-host.invalid:443 cannot be reached: ",
+        ),
+        (
+            (
+                *("--target", "localhost:1", "--server-key", "KEY", "--ca", "CA"),
+                *("--server-name", "<b>x</b>"),
+            ),
+            "'<b>x</b>' is not a host name",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -316,3 +340,30 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not out.exists()
+
+
+def test_a_target_that_is_not_who_it_should_be_is_bad_input_and_not_refuted(
+    issued: dict[str, Files], tmp_path: Path, pfs: Run
+) -> None:
+    files, log, out = issued["ec"], KeyLogBuffer(), tmp_path / "evidence"
+    (tmp_path / "foreign.pem").write_bytes(issue_identity().trust_anchors.pem())
+    with TelltaleServer(
+        files.credential.certificates_pem(),
+        files.credential.private_key_pem(),
+        Application().serve,
+        key_log=log.write_line,
+    ) as server:
+        address = f"localhost:{server.address[1]}"
+        other = issued["rsa"].key
+        for key, ca, more, words in (
+            (other, files.ca, (), f"{other}: not the key of any certificate that {address} showed"),
+            (files.key, tmp_path / "foreign.pem", (), f"{address}: the peer's certificate was"),
+            (files.key, files.ca, ("--server-name", "else.example"), f"{address}: the peer's"),
+        ):
+            done = pfs(
+                *("prove", "--out", out, "--target", address, "--server-key", key, "--ca", ca),
+                *more,
+            )
+            assert (done.returncode, done.stdout) == (2, "")
+            assert words in done.stderr
+            assert not out.exists()
