@@ -162,12 +162,22 @@ class _Recorder(Recorder):
         except CertificateRejected as error:
             raise InputError(f"{self._name}: {error}") from error
         except (InteropError, TransportError, OSError) as error:
-            if scenario.weak and not isinstance(error, TimeoutError):
-                raise SessionRefused(f"refused, as it should be: {error}") from error
-            raise PeerUnavailable(f"the target does not do it: {error}") from error
+            if not scenario.weak:
+                raise PeerUnavailable(f"the target does not do it: {error}") from error
+            if self._was_begun(scenario):
+                raise PeerUnavailable(f"the target began it, and it broke: {error}") from error
+            raise SessionRefused(f"refused, as it should be: {error}") from error
         if attempt.payload != self._sent:
             raise PeerUnavailable("the target ended the session before all was sent")
         if certificates := attempt.facts.server_certificates:
             leaf = x509.load_der_x509_certificate(certificates[0])
             self._shown.add(_sha256_of(leaf.public_key()))
         return files
+
+    def _was_begun(self, scenario: Scenario) -> bool:
+        """Say whether the recording shows the target doing what it had better refuse."""
+        try:
+            result = attack_recording(self._directory, scenario.name, KeyMaterial()).result
+        except InputError:
+            return False  # not one whole session is in it
+        return bool(result.resumed) if scenario.resumes else result.version is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import socket
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
@@ -20,9 +21,11 @@ from plain_http import serving
 
 from certs import profiles
 from certs.authority import CertificateAuthority
+from certs.credential import TrustAnchors
 from certs.key_types import KeyType
 from certs.keystore import KeyStore
 from certs.keystore.kek import FileKEK
+from interop.errors import PeerUnavailable
 from interop.identity import issue_identity
 from interop.peers.endpoints import CredentialFiles, ServerOptions
 from interop.peers.gnutls import run_gnutls_http
@@ -30,9 +33,13 @@ from interop.peers.go import run_go_http
 from interop.peers.haproxy import run_haproxy
 from interop.peers.nginx import run_nginx
 from interop.peers.telltale_server import TelltaleServer
-from interop.peers.weak import WeakServer
+from interop.peers.weak import WeakConnection, WeakServer
+from interop.proof import layout
 from interop.proof.application import Application
 from interop.proof.model import TARGET_KEY, Report, read_report
+from interop.proof.recording import SessionRefused
+from interop.proof.scenarios import TARGET_SCENARIOS
+from interop.proof.target import OwnServer, _Recorder
 from transport import KeyLogBuffer
 
 if TYPE_CHECKING:
@@ -367,3 +374,27 @@ def test_a_target_that_is_not_who_it_should_be_is_bad_input_and_not_refuted(
             assert (done.returncode, done.stdout) == (2, "")
             assert words in done.stderr
             assert not out.exists()
+
+
+def test_a_target_that_begins_what_it_should_refuse_has_not_refused_it(
+    issued: dict[str, Files], tmp_path: Path
+) -> None:
+    files = issued["rsa"]
+    (tmp_path / "captures").mkdir()
+    (scenario,) = (one for one in TARGET_SCENARIOS if one.name == "target-static-rsa")
+
+    def break_off(connection: WeakConnection) -> None:
+        connection._socket.shutdown(socket.SHUT_RDWR)
+
+    with WeakServer(files.chain, files.key, break_off) as server:
+        own = OwnServer(
+            address=server.address,
+            server_name="localhost",
+            trust_anchors=TrustAnchors.from_pem(files.ca.read_bytes()),
+            private_keys=(files.key,),
+        )
+        recorder = _Recorder(tmp_path, own, b"payload", files.ca, KeyLogBuffer(), shown=set())
+        capture = tmp_path / layout.capture_of(scenario.name)
+        with pytest.raises(PeerUnavailable, match="the target began it, and it broke") as raised:
+            recorder.record(scenario, server_address=server.address, capture=capture)
+    assert not isinstance(raised.value, SessionRefused)
