@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import Annotated
 
 import typer
-
-from interop.cli.numbers import finite, positive
 
 __all__ = ["commands"]
 
@@ -23,6 +22,21 @@ class _Application(StrEnum):
 class _Engine(StrEnum):
     ASYNCIO = "asyncio"
     BLOCKING = "blocking"
+
+
+def _positive(value: float | None) -> float | None:
+    """Return `value` if it is above zero, or none was given."""
+    if value is not None and not value > 0:
+        raise typer.BadParameter(f"{value:g} is not a positive number")
+    return value
+
+
+def _finite(value: float) -> float:
+    """Return `value` if it is above zero, and not without end."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value:g} is not a number of seconds")
+    _positive(value)
+    return value
 
 
 _Policy = Annotated[
@@ -133,31 +147,31 @@ def _serve(  # noqa: PLR0917 - the command line names them all
         float | None,
         typer.Option(
             metavar="N",
-            callback=positive,
+            callback=_positive,
             help="New connections a second, for each worker; any number unless given.",
         ),
     ] = None,
     handshake_timeout: Annotated[
         float,
-        typer.Option(metavar="SECONDS", callback=positive, help="How long a handshake may take."),
+        typer.Option(metavar="SECONDS", callback=_positive, help="How long a handshake may take."),
     ] = 10.0,
     header_timeout: Annotated[
         float,
         typer.Option(
-            metavar="SECONDS", callback=positive, help="How long the head of a request may take."
+            metavar="SECONDS", callback=_positive, help="How long the head of a request may take."
         ),
     ] = 10.0,
     idle_timeout: Annotated[
         float,
         typer.Option(
-            metavar="SECONDS", callback=positive, help="End a connection on which nothing moves."
+            metavar="SECONDS", callback=_positive, help="End a connection on which nothing moves."
         ),
     ] = 75.0,
     lifetime: Annotated[
         float | None,
         typer.Option(
             metavar="SECONDS",
-            callback=positive,
+            callback=_positive,
             help="End a connection that is older; none is too old unless given.",
         ),
     ] = None,
@@ -165,7 +179,7 @@ def _serve(  # noqa: PLR0917 - the command line names them all
         float,
         typer.Option(
             metavar="SECONDS",
-            callback=positive,
+            callback=_positive,
             help="How long open requests may go on after SIGTERM.",
         ),
     ] = 30.0,
@@ -267,7 +281,7 @@ def _connect(  # noqa: PLR0917 - the command line names them all
     ] = False,
     timeout: Annotated[
         float,
-        typer.Option(metavar="SECONDS", callback=finite, help="How long connecting may take."),
+        typer.Option(metavar="SECONDS", callback=_finite, help="How long connecting may take."),
     ] = 10.0,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Do not show the negotiated session.")

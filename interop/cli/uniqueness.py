@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from interop.cli.numbers import positive
-
 __all__ = ["commands"]
 
 commands = typer.Typer()
@@ -56,7 +54,6 @@ def _uniqueness(  # noqa: PLR0917 - the command line names them all
         typer.Option(
             metavar="S",
             min=1,
-            callback=positive,
             help="How long a target is asked at most, 600 unless given.",
         ),
     ] = None,

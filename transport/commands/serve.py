@@ -72,13 +72,13 @@ def run(
         )
     if client_ca is not None:
         read_anchors(client_ca)  # the server reads it itself, and again when it changes
-    chosen = Engine(engine)
+    admitted, chosen = get_policy(policy), Engine(engine)
     settings = ServerSettings(
         handler=_handler(application, chosen, limits),
         credentials=_credentials(certificates, keys, named, ocsp_staples),
         engine=chosen,
         workers=workers,
-        policy=get_policy(policy),
+        policy=admitted,
         client_anchors=client_ca,
         client_crls=tuple(client_crls),
         authorization=_authorization(allow),
