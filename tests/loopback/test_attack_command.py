@@ -274,7 +274,7 @@ def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
         (["prove", "--out", "text"], "in the way"),
         (["prove", "--out", "text/below"], "cannot be"),
         (["verify", "missing"], "no such directory"),
-        (["verify", "text"], "no such directory"),
+        (["verify", "text"], "not a directory"),
         (["verify", "folder"], "not an evidence directory"),
         (["verify"], "Missing argument"),
         (["nonsense"], "No such command"),
