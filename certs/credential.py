@@ -144,9 +144,9 @@ def _load_certificates(data: bytes, limit_bytes: int, what: str) -> tuple[x509.C
         for certificate in certificates:
             # cryptography reads these lazily, and their errors belong here.
             _ = certificate.subject, certificate.issuer, certificate.extensions
-    except (ValueError, x509.DuplicateExtension) as error:
+    except (ValueError, x509.DuplicateExtension):
         raise CredentialError(
-            f"the {what} is not readable PEM ({_one_line(error)}); "
+            f"the {what} is not readable PEM; "
             "give blocks that begin with -----BEGIN CERTIFICATE-----"
         ) from None
     return certificates
@@ -215,7 +215,3 @@ def _named(certificate: x509.Certificate) -> str:
 
 def _pem(certificates: tuple[x509.Certificate, ...]) -> bytes:
     return b"".join(one.public_bytes(serialization.Encoding.PEM) for one in certificates)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]

@@ -6,14 +6,24 @@ What draws it is imported by who draws it: a command that prints JSON has no use
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from interop.interruption import raise_lost_interrupt
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-__all__ = ["ConsoleProgress", "SilentProgress"]
+__all__ = ["ConsoleProgress", "Progress", "SilentProgress"]
+
+
+class Progress(Protocol):
+    """Told what is being done. `stage` begins something, `advance` says how much of it is done."""
+
+    def stage(self, description: str, *, total: int | None = None) -> None:
+        """Begin a stage, of `total` steps where that is known."""
+
+    def advance(self, done: int) -> None:
+        """Say that `done` steps of the stage are done."""
 
 
 class SilentProgress:

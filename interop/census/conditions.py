@@ -14,7 +14,22 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-__all__ = ["IN_MEMORY", "Batch", "Condition", "plan"]
+from interop.errors import InputError
+
+__all__ = [
+    "IN_MEMORY",
+    "LEAST_HANDSHAKES",
+    "LEAST_HANDSHAKES_AT_A_TARGET",
+    "Batch",
+    "Condition",
+    "plan",
+    "require_handshakes",
+]
+
+# A kind of value that came once cannot come twice: so many handshakes in memory bring two of each,
+# and so many at a target go through what is offered to it (`OBSERVER_OFFERS`) twice.
+LEAST_HANDSHAKES: Final = 60
+LEAST_HANDSHAKES_AT_A_TARGET: Final = 8
 
 _BATCH_HANDSHAKES, _MOST_BATCH_HANDSHAKES = 250, 2000
 _BATCHES: Final = 40_000
@@ -48,6 +63,13 @@ class Batch(NamedTuple):
     condition: Condition
     first: int
     size: int
+
+
+def require_handshakes(handshakes: int, *, most: int, at_a_target: bool) -> None:
+    """Raise `InputError` for fewer handshakes than show anything, and for more than `most`."""
+    least = LEAST_HANDSHAKES_AT_A_TARGET if at_a_target else LEAST_HANDSHAKES
+    if not least <= handshakes <= most:
+        raise InputError(f"a census takes {least} to {most:,} handshakes, not {handshakes:,}")
 
 
 def plan(handshakes: int) -> list[Batch]:

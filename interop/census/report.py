@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from interop.census.conditions import IN_MEMORY
+from interop.census.conditions import IN_MEMORY, LEAST_HANDSHAKES, LEAST_HANDSHAKES_AT_A_TARGET
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,6 +35,7 @@ __all__ = [
     "excluded_bits",
     "excluded_one_in",
     "judge",
+    "too_few",
     "unseen",
 ]
 
@@ -50,6 +51,18 @@ _TRAFFIC_SECRETS: Final = (
     "exporter_secret",
 )
 _KEY_SHARES: Final = ("client_key_share", "server_key_share")
+_PARTS: Final = ("x25519", "secp256r1", "secp384r1", "mlkem768", "mlkem1024")
+# What our own endpoints bring in memory, whatever they draw.
+_KINDS_IN_MEMORY: Final = (
+    "client_random",
+    "server_random",
+    *(f"{side}.{part}" for side in _KEY_SHARES for part in _PARTS),
+    "main_secret",
+    *_TRAFFIC_SECRETS,
+    "exporter",
+    "ticket_identity",
+    "psk",
+)
 
 _NEVER_TESTED: Final = (
     "whether values can be predicted: a counter never repeats, nor does what others compute",
@@ -224,6 +237,19 @@ def unseen(
         shares = sum(count for kind, count in seen.items() if kind.startswith(side))
         if shares < handshakes:
             yield f"{side}: {shares:,} seen in {handshakes:,} handshakes"
+
+
+def too_few(seen: Mapping[str, int], *, handshakes: int, at_a_target: bool) -> Iterator[str]:
+    """Say where too little was `seen` for anything to come twice.
+
+    In memory that is of each kind; what kinds a target brings is its own affair.
+    """
+    least = LEAST_HANDSHAKES_AT_A_TARGET if at_a_target else LEAST_HANDSHAKES
+    if handshakes < least:
+        yield f"fewer handshakes ({handshakes:,}) than the {least} that can show a repetition"
+    for kind in () if at_a_target else _KINDS_IN_MEMORY:
+        if seen.get(kind, 0) < 2:  # noqa: PLR2004 - twice
+            yield f"{kind}: {seen.get(kind, 0)} seen, of which none can have come twice"
 
 
 def _excluded(counts: Counts) -> str:

@@ -1,7 +1,8 @@
 """The ``pfs`` command line: names, options, help. What commands do is in the ``commands`` packages.
 
 One line on stderr and exit status 2 for bad input, 1 for a refuted claim or changed evidence, 0
-when all holds. Never a traceback for what a user can cause; Ctrl-C leaves nothing half-written.
+when all holds; 128 and the number of a signal for what ended by one, or by a reader that went away
+(SIGPIPE). Never a traceback for what a user can cause; Ctrl-C leaves nothing half-written.
 
 Modules here import only what spelling takes. A command's own module is imported when the command
 is called, so that none pays for what another needs: the database and the TLS library take longer
@@ -13,12 +14,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from importlib import metadata
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from certs.errors import CertsError
 from interop.cli import policy, proof, serve, uniqueness
+from interop.commands.output import complain
 from interop.errors import InteropError
 from interop.interruption import remember_interrupts
 
@@ -27,16 +30,34 @@ if TYPE_CHECKING:
 
 __all__ = ["application", "main"]
 
-_EXIT_REFUTED, _EXIT_BAD_INPUT, _EXIT_INTERRUPTED = 1, 2, 130
+_EXIT_BAD_INPUT, _EXIT_INTERRUPTED = 2, 130
 
 application = typer.Typer(
     name="pfs",
-    help="Forward-secret TLS, with the evidence.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # tables of 80 columns cut long options and addresses short
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(*, wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"pfs {metadata.version('pfs-transport')}\n")
+        raise typer.Exit
+
+
+@application.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Forward-secret TLS, with the evidence."""
+
+
 application.add_typer(proof.commands)
 application.add_typer(uniqueness.commands)
 application.add_typer(serve.commands)
@@ -53,19 +74,23 @@ def main() -> None:
         if arguments[0] not in _names_without_keys():
             _add_keys()
         status = application(arguments, standalone_mode=False)
+        sys.stdout.flush()
     except (InteropError, CertsError) as error:
-        status = _complain(str(error))
+        status = _bad_input(str(error))
     except typer.TyperException as error:
-        status = _complain(f"{error.format_message()} (pfs --help lists what there is)")
+        status = _bad_input(f"{error.format_message()} (pfs --help lists what there is)")
     except BrokenPipeError:
-        # Whoever read our output has gone; there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = _EXIT_REFUTED
+        status = _reader_gone()
+    except SystemExit as error:
+        # What typer makes of a broken pipe is a status that means "refuted" here.
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        status = _reader_gone()
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        status = _complain(f"{where}{error.strerror or error}")
+        status = _bad_input(f"{where}{error.strerror or error}")
     if status == _EXIT_INTERRUPTED:
-        _complain("interrupted; nothing was written")
+        complain("interrupted")
     sys.exit(status)
 
 
@@ -92,6 +117,12 @@ def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-def _complain(message: str) -> int:
-    sys.stderr.write(f"pfs: {' '.join(message.split())}\n")
+def _reader_gone() -> int:
+    """End as SIGPIPE would: whoever read our output has gone, and nobody is left to tell."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
+
+
+def _bad_input(message: str) -> int:
+    complain(message)
     return _EXIT_BAD_INPUT

@@ -55,7 +55,8 @@ def _prove(  # noqa: PLR0917 - the command line names them all
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="Prove it of a server of yours too; it needs the next options.",
+            help="Prove it of a server of yours too; it needs the next options. The port is 443 if "
+            "left out.",
         ),
     ] = None,
     server_key: Annotated[
@@ -208,15 +209,21 @@ def _replay(  # noqa: PLR0917 - the command line names them all
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="A server of yours to replay at; servers of our own, made for it, unless given.",
+            help="A server of yours to replay at, on port 443 if left out; servers of our own, "
+            "made for it, unless given.",
         ),
     ] = None,
     ca: _CA = None,
     server_name: _SERVER_NAME = None,
     method: Annotated[
-        str, typer.Option(metavar="METHOD", help="Of the requests; uploads need PUT or POST.")
-    ] = "GET",
-    path: Annotated[str, typer.Option(metavar="PATH", help="Of the requests.")] = "/",
+        str | None,
+        typer.Option(
+            metavar="METHOD", help="Of the requests, GET unless given; uploads need PUT or POST."
+        ),
+    ] = None,
+    path: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Of the requests, / unless given.")
+    ] = None,
     count_url: Annotated[
         str | None,
         typer.Option(
@@ -249,7 +256,7 @@ def _replay(  # noqa: PLR0917 - the command line names them all
     from interop.commands import replay  # noqa: PLC0415 - see the top of interop.cli
 
     if list_cases:
-        return replay.run_list()
+        return replay.run_list(as_json=as_json)
     return replay.run(
         cases=case or (),
         target=target,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import Annotated
@@ -21,6 +22,21 @@ class _Application(StrEnum):
 class _Engine(StrEnum):
     ASYNCIO = "asyncio"
     BLOCKING = "blocking"
+
+
+def _positive(value: float | None) -> float | None:
+    """Return `value` if it is above zero, or none was given."""
+    if value is not None and not value > 0:
+        raise typer.BadParameter(f"{value:g} is not a positive number")
+    return value
+
+
+def _finite(value: float) -> float:
+    """Return `value` if it is above zero, and not without end."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value:g} is not a number of seconds")
+    _positive(value)
+    return value
 
 
 _Policy = Annotated[
@@ -50,7 +66,7 @@ def _serve(  # noqa: PLR0917 - the command line names them all
         typer.Option(
             metavar="HOST:PORT",
             help="Where to listen, 127.0.0.1:8443 unless given; may be repeated. "
-            "A port alone is on 127.0.0.1.",
+            "A port alone is on 127.0.0.1; 0.0.0.0 is all of IPv4.",
         ),
     ] = None,
     cert: Annotated[
@@ -131,28 +147,41 @@ def _serve(  # noqa: PLR0917 - the command line names them all
         float | None,
         typer.Option(
             metavar="N",
+            callback=_positive,
             help="New connections a second, for each worker; any number unless given.",
         ),
     ] = None,
     handshake_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long a handshake may take.")
+        float,
+        typer.Option(metavar="SECONDS", callback=_positive, help="How long a handshake may take."),
     ] = 10.0,
     header_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long the head of a request may take.")
+        float,
+        typer.Option(
+            metavar="SECONDS", callback=_positive, help="How long the head of a request may take."
+        ),
     ] = 10.0,
     idle_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="End a connection on which nothing moves.")
+        float,
+        typer.Option(
+            metavar="SECONDS", callback=_positive, help="End a connection on which nothing moves."
+        ),
     ] = 75.0,
     lifetime: Annotated[
         float | None,
         typer.Option(
             metavar="SECONDS",
+            callback=_positive,
             help="End a connection that is older; none is too old unless given.",
         ),
     ] = None,
     drain_seconds: Annotated[
         float,
-        typer.Option(metavar="SECONDS", help="How long open requests may go on after SIGTERM."),
+        typer.Option(
+            metavar="SECONDS",
+            callback=_positive,
+            help="How long open requests may go on after SIGTERM.",
+        ),
     ] = 30.0,
     metrics: Annotated[
         str | None,
@@ -251,7 +280,8 @@ def _connect(  # noqa: PLR0917 - the command line names them all
         ),
     ] = False,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long connecting may take.")
+        float,
+        typer.Option(metavar="SECONDS", callback=_finite, help="How long connecting may take."),
     ] = 10.0,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Do not show the negotiated session.")

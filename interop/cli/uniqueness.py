@@ -16,7 +16,10 @@ commands = typer.Typer()
 def _uniqueness(  # noqa: PLR0917 - the command line names them all
     handshakes: Annotated[
         int | None,
-        typer.Option(metavar="N", help="How many; 10,000 unless given, or 500 with a target."),
+        typer.Option(
+            metavar="N",
+            help="How many; 10,000 unless given, or 500 with a target. At least 60, or 8.",
+        ),
     ] = None,
     workers: Annotated[
         int | None,
@@ -31,7 +34,8 @@ def _uniqueness(  # noqa: PLR0917 - the command line names them all
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="A live server to connect to, instead of our endpoints in memory.",
+            help="A live server to connect to, instead of our endpoints in memory. The port is 443 "
+            "if left out.",
         ),
     ] = None,
     server_name: Annotated[
@@ -46,8 +50,13 @@ def _uniqueness(  # noqa: PLR0917 - the command line names them all
         ),
     ] = None,
     seconds: Annotated[
-        float, typer.Option(metavar="S", min=1, help="How long a target is asked at most.")
-    ] = 600.0,
+        float | None,
+        typer.Option(
+            metavar="S",
+            min=1,
+            help="How long a target is asked at most, 600 unless given.",
+        ),
+    ] = None,
     fingerprints: Annotated[
         Path | None,
         typer.Option(

@@ -10,8 +10,8 @@ import msgspec
 from interop.commands.output import complain, console, print_json_lists
 from interop.progress import ConsoleProgress, SilentProgress
 from interop.proof.attack import AttackReport, attack_captures
-from interop.proof.directory import whole_directory
-from interop.proof.stolen import load_stolen
+from interop.proof.directory import shown_path, whole_directory
+from interop.proof.stolen import Problem, load_stolen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +39,8 @@ def run(
         attacked = attack_captures(
             captures, keys, plaintext=folder, use_secrets_blocks=use_secrets_blocks
         )
-    report = AttackReport(attacked.sessions, (*problems, *attacked.problems))
+    of_keys = (Problem(shown_path(problem.file), problem.message) for problem in problems)
+    report = AttackReport(attacked.sessions, (*of_keys, *attacked.problems))
     for problem in report.problems:
         complain(f"{problem.file}: {problem.message}")
     if as_json:

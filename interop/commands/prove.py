@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from certs.credential import TrustAnchors
 from interop.commands.output import console, print_json
+from interop.commands.target import HANDSHAKES, HANDSHAKES_AT_A_TARGET, read_target
 from interop.errors import InputError, InteropError
 from interop.interruption import run_aside
-from interop.peers.endpoints import is_ip_address
 from interop.progress import ConsoleProgress, SilentProgress
 from interop.proof import layout
 from interop.proof.application import MAX_PAYLOAD_BYTES
 from interop.proof.experiment import prove
 from interop.proof.report.terminal import print_report
 from interop.proof.target import OwnServer
-from transport import APIMisuse, TransportError
-from transport.commands.addresses import parse_address
-from transport.server_names import ascii_hostname
+from transport import TransportError
+from transport.commands.trust import read_anchors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,10 +34,9 @@ class _Defaults(NamedTuple):
     handshakes: int
 
 
-_DEFAULTS: Final = _Defaults(payload_bytes=64 * 1024, handshakes=10_000)
+_DEFAULTS: Final = _Defaults(payload_bytes=64 * 1024, handshakes=HANDSHAKES)
 # What a server takes as 0-RTT data is seldom more than 16 KiB; and it is somebody's server.
-_DEFAULTS_AT_A_TARGET: Final = _Defaults(payload_bytes=4096, handshakes=500)
-_MAX_ANCHORS_BYTES: Final = 16 * 1024 * 1024
+_DEFAULTS_AT_A_TARGET: Final = _Defaults(payload_bytes=4096, handshakes=HANDSHAKES_AT_A_TARGET)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,21 +58,11 @@ class TargetOptions:
             raise InputError(
                 "a target needs --server-key FILE, its private key, and --ca FILE, its authority"
             )
-        try:
-            host, port = parse_address(self.address)
-            name = self.server_name or host
-            if not is_ip_address(name):
-                name = ascii_hostname(name)
-            with self.ca.open("rb") as file:
-                anchors = TrustAnchors.from_pem(file.read(_MAX_ANCHORS_BYTES))
-        except APIMisuse as error:
-            raise InputError(str(error)) from error
-        except OSError as error:
-            raise InputError(f"{self.ca}: {error.strerror}") from error
+        address, name = read_target(self.address, self.server_name)
         return OwnServer(
-            address=(host, port),
+            address=address,
             server_name=name,
-            trust_anchors=anchors,
+            trust_anchors=read_anchors(self.ca),
             private_keys=tuple(self.server_keys),
         )
 
@@ -93,6 +81,7 @@ def run(
     server = target.load()
     default = _DEFAULTS if server is None else _DEFAULTS_AT_A_TARGET
     content = _read_payload(payload, default.payload_bytes)
+    _require_utf8(out)
     files.require_writable(out)
     try:
         with SilentProgress() if as_json else ConsoleProgress() as progress:
@@ -117,6 +106,14 @@ def run(
         terminal.print(f"signed   {fingerprint}", soft_wrap=True, markup=False)
         terminal.print(f"report   {out / layout.REPORT_HTML}", soft_wrap=True, markup=False)
     return 0 if report.verdict == "proved" else 1
+
+
+def _require_utf8(out: Path) -> None:
+    """Raise `InputError` for a path of other bytes, which SQLite cannot write the store to."""
+    try:
+        os.path.realpath(out).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{out}: not UTF-8; name a folder whose path is") from error
 
 
 def _read_payload(path: Path | None, default_bytes: int) -> bytes:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from certs.credential import TrustAnchors
 from interop.commands.output import console, print_json
+from interop.commands.target import read_target
 from interop.errors import InputError
 from interop.interruption import run_aside
 from interop.progress import ConsoleProgress, SilentProgress
@@ -15,23 +15,36 @@ from interop.replay.model import Verdict
 from interop.replay.render import print_cases, print_replays
 from interop.replay.runner import run_replays
 from interop.replay.targets import local_targets
-from transport.commands.addresses import parse_address
+from transport.commands.trust import read_anchors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from interop.replay.cases import Case
     from interop.replay.runner import Targets
 
 __all__ = ["run", "run_list"]
 
-_MAX_ANCHORS_BYTES = 16 * 1024 * 1024
 
-
-def run_list() -> int:
+def run_list(*, as_json: bool) -> int:
     """Print the cases and return 0."""
-    print_cases(console(), choose_cases(()))
+    cases = choose_cases(())
+    if as_json:
+        print_json({"cases": [_facts(case) for case in cases]})
+    else:
+        print_cases(console(), cases)
     return 0
+
+
+def _facts(case: Case) -> dict[str, object]:
+    return {
+        "case": case.name,
+        "what": case.what,
+        "how": case.how,
+        "sentence": case.sentence,
+        "basis": list(dict.fromkeys(case.basis.values())),
+    }
 
 
 def run(
@@ -40,8 +53,8 @@ def run(
     target: str | None,
     ca: Path | None,
     server_name: str | None,
-    method: str,
-    path: str,
+    method: str | None,
+    path: str | None,
     count_url: str | None,
     captures: Sequence[Path],
     as_json: bool,
@@ -51,16 +64,22 @@ def run(
     Without a count nothing is claimed, and the status is 0 too.
     """
     chosen = choose_cases(cases)
-    if target is None and (ca or server_name or count_url or captures):
-        raise InputError("--ca, --server-name, --count-url and --capture go with --target")
+    of_a_target = (ca, server_name, method, path, count_url)
+    if target is None and (captures or any(given is not None for given in of_a_target)):
+        raise InputError(
+            "--ca, --server-name, --method, --path, --count-url and --capture go with --target"
+        )
     targets: Targets = local_targets
     if target is not None:
+        if ca is None:
+            raise InputError("a target needs --ca FILE: the certificate of its authority, in PEM")
+        address, name = read_target(target, server_name)
         targets = ForeignServer(
-            address=(address := parse_address(target)),
-            server_name=server_name or address[0],
-            trust_anchors=_read_anchors(ca),
-            method=method.upper(),
-            path=path,
+            address=address,
+            server_name=name,
+            trust_anchors=read_anchors(ca),
+            method="GET" if method is None else method.upper(),
+            path="/" if path is None else path,
             count_url=count_url,
         ).targets
         if captures:
@@ -72,13 +91,3 @@ def run(
     else:
         print_replays(console(), report)
     return 0 if report.verdict in {Verdict.HELD, Verdict.NOT_COUNTED} else 1
-
-
-def _read_anchors(ca: Path | None) -> TrustAnchors:
-    if ca is None:
-        raise InputError("a target needs --ca FILE: the certificate of its authority, in PEM")
-    try:
-        with ca.open("rb") as file:
-            return TrustAnchors.from_pem(file.read(_MAX_ANCHORS_BYTES))
-    except OSError as error:
-        raise InputError(f"{ca}: {error.strerror}") from error

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import platform
 import time
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import TYPE_CHECKING
 
-from OpenSSL import SSL
-
-from certs.credential import TrustAnchors
+from interop.census.conditions import require_handshakes
 from interop.census.ends import TransportRecipe
 from interop.census.report import CensusReport, Origin, judge
 from interop.census.stored import count_stored, write_fingerprints
@@ -20,14 +15,14 @@ from interop.census.target import Target, survey
 from interop.census.terminal import print_census
 from interop.census.workers import take_census
 from interop.commands.output import console, print_json
+from interop.commands.target import HANDSHAKES, HANDSHAKES_AT_A_TARGET, read_target
 from interop.errors import InputError
 from interop.identity import SERVER_NAME, issue_identity
 from interop.interruption import run_aside
-from interop.peers.endpoints import is_ip_address
 from interop.progress import ConsoleProgress, SilentProgress
-from transport import APIMisuse
-from transport.commands.addresses import parse_address
-from transport.server_names import ascii_hostname
+from interop.proof.directory import shown_path
+from interop.versions import library_versions
+from transport.commands.trust import read_anchors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,11 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-_DEFAULT_HANDSHAKES = 10_000
-_DEFAULT_HANDSHAKES_AT_A_TARGET = 500
-_DEFAULT_WORKERS_AT_A_TARGET = 4
+_WORKERS_AT_A_TARGET = 4
+_SECONDS_AT_A_TARGET = 600.0
 _MOST_HANDSHAKES = 1_000_000_000
-_LEAST_HANDSHAKES = 2
 
 
 def run(
@@ -52,17 +45,20 @@ def run(
     target: str | None,
     server_name: str | None,
     ca: Path | None,
-    seconds: float,
+    seconds: float | None,
     fingerprints: Path | None,
     pool: Sequence[Path],
     as_json: bool,
 ) -> int:
     """Take or pool a census, print its report, and return 0 if every value is unique, else 1."""
-    if pool and (handshakes is not None or target or fingerprints):
+    of_a_target = (server_name, ca, seconds)
+    of_a_census = (handshakes, workers, target, fingerprints, *of_a_target)
+    if pool and any(given is not None for given in of_a_census):
         raise InputError("--pool counts what is stored: it goes with no option but --json")
-    if target is None and (server_name or ca):
-        raise InputError("--server-name and --ca are of a --target: name one")
-    _require_countable(handshakes, fingerprints)
+    if target is None and any(given is not None for given in of_a_target):
+        raise InputError("--server-name, --ca and --seconds are of a --target: name one")
+    if handshakes is not None:
+        _require_countable(handshakes, fingerprints, at_a_target=target is not None)
     started = time.monotonic()
     with SilentProgress() if as_json else ConsoleProgress() as progress:
         if pool:
@@ -70,13 +66,16 @@ def run(
         else:
             source: _Memory | _Live
             if target is None:
-                source = _Memory(handshakes or _DEFAULT_HANDSHAKES, workers)
+                source = _Memory(handshakes or HANDSHAKES, workers)
             else:
                 source = _Live(
-                    handshakes or _DEFAULT_HANDSHAKES_AT_A_TARGET,
-                    workers or _DEFAULT_WORKERS_AT_A_TARGET,
-                    _target(target, server_name, ca),
-                    seconds,
+                    handshakes or HANDSHAKES_AT_A_TARGET,
+                    workers or _WORKERS_AT_A_TARGET,
+                    Target(
+                        *read_target(target, server_name),
+                        trust_anchors=None if ca is None else read_anchors(ca),
+                    ),
+                    seconds or _SECONDS_AT_A_TARGET,
                 )
             counts, origin = run_aside(lambda: _taken(source, fingerprints, progress))
     report = judge(
@@ -84,20 +83,14 @@ def run(
         origin,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.monotonic() - started,
-        versions=_versions(),
+        versions=library_versions("duckdb", "pyarrow"),
     )
     _show(report, fingerprints, as_json=as_json)
     return 0 if report.verdict == "unique" else 1
 
 
-def _require_countable(handshakes: int | None, fingerprints: Path | None) -> None:
-    if handshakes is None:
-        return
-    if not _LEAST_HANDSHAKES <= handshakes <= _MOST_HANDSHAKES:
-        raise InputError(
-            f"a census takes {_LEAST_HANDSHAKES} to {_MOST_HANDSHAKES:,} handshakes, "
-            f"not {handshakes:,}"
-        )
+def _require_countable(handshakes: int, fingerprints: Path | None, *, at_a_target: bool) -> None:
+    require_handshakes(handshakes, most=_MOST_HANDSHAKES, at_a_target=at_a_target)
     if handshakes > MOST_HANDSHAKES_IN_MEMORY and fingerprints is None:
         raise InputError(
             f"more than {MOST_HANDSHAKES_IN_MEMORY:,} handshakes are counted on disk; "
@@ -170,7 +163,7 @@ def _taken(
 
 def _pooled(pool: Sequence[Path], progress: SilentProgress) -> tuple[Counts, Origin]:
     counts, targets = _counted(pool, progress)
-    notes = [f"pooled from {', '.join(map(str, pool))}"]
+    notes = [f"pooled from {', '.join(map(shown_path, pool))}"]
     if targets:
         notes.append(f"handshakes with {', '.join(targets)} are among them")
     return counts, Origin("stored", ", ".join(targets) or None, notes=tuple(notes))
@@ -181,32 +174,6 @@ def _counted(folders: Sequence[Path], progress: SilentProgress) -> tuple[Counts,
     return count_stored(folders, progress=lambda done, _of: progress.advance(done))
 
 
-def _target(address: str, server_name: str | None, ca: Path | None) -> Target:
-    try:
-        host, port = parse_address(address)
-        name = server_name or host
-        if not is_ip_address(name):
-            name = ascii_hostname(name)
-    except APIMisuse as error:
-        raise InputError(str(error)) from error
-    anchors = None
-    if ca is not None:
-        try:
-            anchors = TrustAnchors.from_pem(ca.read_bytes())
-        except OSError as error:
-            raise InputError(f"{ca}: {error.strerror}") from error
-    return Target((host, port), name, anchors)
-
-
-def _versions() -> dict[str, str]:
-    versions = {"Python": platform.python_version()}
-    for name in ("pfs-transport", "cryptography", "pyOpenSSL", "duckdb", "pyarrow"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    library = SSL.OpenSSL_version(SSL.OPENSSL_VERSION).decode("ascii", "replace")
-    return versions | {"OpenSSL": library.removeprefix("OpenSSL ")}
-
-
 def _show(report: CensusReport, fingerprints: Path | None, *, as_json: bool) -> None:
     if as_json:
         print_json(report)
@@ -214,4 +181,4 @@ def _show(report: CensusReport, fingerprints: Path | None, *, as_json: bool) -> 
     terminal = console()
     print_census(terminal, report)
     if fingerprints is not None:
-        terminal.print(f"stored in   {fingerprints}", soft_wrap=True, markup=False)
+        terminal.print(f"stored in   {shown_path(fingerprints)}", soft_wrap=True, markup=False)

@@ -11,6 +11,7 @@ from interop.capture.files import CaptureProblem, read_streams
 from interop.capture.items import SECRETS_TYPE_TLS_KEY_LOG, DecryptionSecrets
 from interop.direction import Direction
 from interop.proof.attacker import Attacker, PlaintextSink, SessionResult, discard
+from interop.proof.directory import shown_path
 from interop.proof.results import ResultFile
 from interop.proof.stolen import Problem
 from interop.wire.key_log import KeyLog
@@ -55,7 +56,7 @@ def attack_captures(
 
         def settle(result: SessionResult, number: int = number, path: Path = path) -> None:
             facts = msgspec.structs.asdict(result)
-            sessions.add(number, AttackedSession(capture=str(path), **facts))
+            sessions.add(number, AttackedSession(capture=shown_path(path), **facts))
 
         sink: PlaintextSink = discard
         if plaintext is not None:
@@ -66,7 +67,7 @@ def attack_captures(
             match event:
                 case CaptureProblem(packet_number=packet, message=message):
                     where = "" if packet is None else f"packet {packet}: "
-                    problems.append(Problem(str(path), f"{where}{message}"))
+                    problems.append(Problem(shown_path(path), f"{where}{message}"))
                 case DecryptionSecrets(secrets_type=kind, data=data):
                     if use_secrets_blocks and kind == SECRETS_TYPE_TLS_KEY_LOG:
                         attacker.add_key_log(KeyLog.parse(data))

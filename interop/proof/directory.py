@@ -18,7 +18,7 @@ from interop.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["read_bounded", "whole_directory", "write_secret"]
+__all__ = ["read_bounded", "shown_path", "whole_directory", "write_secret"]
 
 
 @contextmanager
@@ -71,6 +71,11 @@ def write_secret(path: Path, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(descriptor, "wb") as file:  # noqa: PTH123 - the descriptor carries the mode
         file.write(data)
+
+
+def shown_path(path: Path | str) -> str:
+    """Return a path as text that JSON and terminals take, whatever bytes it is of."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def read_bounded(path: Path, most_bytes: int) -> bytes:

@@ -24,17 +24,18 @@ from certs.authority import CertificateAuthority
 from certs.key_types import KeyType
 from certs.keystore.kek import create_kek
 from certs.keystore.store import KeyStore
+from interop.census.conditions import require_handshakes
 from interop.census.ends import TransportRecipe
 from interop.census.tallies import MOST_HANDSHAKES_IN_MEMORY, MemoryTallies
 from interop.census.target import Target, survey
 from interop.census.workers import take_census
-from interop.errors import InputError, InteropError, PeerUnavailable
+from interop.errors import InteropError, PeerUnavailable
 from interop.identity import SERVER_NAME
 from interop.proof import layout, second_opinion
 from interop.proof.circumstances import not_tested
 from interop.proof.compromise import evaluate
 from interop.proof.directory import whole_directory, write_secret
-from interop.proof.machine import describe_machine, library_versions
+from interop.proof.machine import describe_machine
 from interop.proof.manifest import is_evidence, sign_manifest
 from interop.proof.model import Replay, Report, Session, Skipped, Tally, failures, verdict_of
 from interop.proof.opinions import contradictions
@@ -44,9 +45,10 @@ from interop.proof.scenarios import SCENARIOS
 from interop.proof.servers import Identity, start_servers
 from interop.proof.stage import Stage
 from interop.proof.target import OwnServer, record_target, spki_sha256
+from interop.versions import library_versions
 
 if TYPE_CHECKING:
-    from interop.proof.progress import Progress
+    from interop.progress import Progress
 
 __all__ = ["prove"]
 
@@ -73,10 +75,7 @@ def prove(
     """
     started = datetime.now(UTC)
     # Now, and not when all has been recorded.
-    if not 1 <= handshakes <= MOST_HANDSHAKES_IN_MEMORY:
-        raise InputError(
-            f"a census takes 1 to {MOST_HANDSHAKES_IN_MEMORY:,} handshakes, not {handshakes:,}"
-        )
+    require_handshakes(handshakes, most=MOST_HANDSHAKES_IN_MEMORY, at_a_target=target is not None)
     if target is not None:
         spki_sha256(target.private_keys)
     with (
@@ -256,7 +255,9 @@ def _judge(
         replay_control=replay_control,
         second_opinion=opinion,
         not_tested=not_tested(
-            ((entry.name, entry.reason) for entry in skipped), opinion, target_name
+            ((entry.name, entry.reason) for entry in skipped if not entry.refused),
+            opinion,
+            target_name,
         ),
         target=target_name,
         target_keys_sha256=() if target is None else spki_sha256(target.private_keys),

@@ -1,4 +1,4 @@
-"""What a run says of the machine and the libraries it was made with.
+"""What a run says of the machine it was made with.
 
 Enough to repeat a measurement on a machine of the same kind, and nothing that names this one.
 """
@@ -8,14 +8,11 @@ from __future__ import annotations
 import os
 import platform
 import re
-from importlib import metadata
 from pathlib import Path
-
-from OpenSSL import SSL
 
 from interop.proof.circumstances import Machine
 
-__all__ = ["describe_machine", "library_versions"]
+__all__ = ["describe_machine"]
 
 _PROCESSOR_FILE = Path("/proc/cpuinfo")
 _MAX_PROCESSOR_BYTES = 64 * 1024
@@ -30,19 +27,6 @@ def describe_machine() -> Machine:
         processor_model=_processor_model(),
         processors=len(os.sched_getaffinity(0)),
     )
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions of the toolkit and of what it ran with.
-
-    OpenSSL's is what the library that is loaded says of itself, not what was compiled against.
-    """
-    packages = ("pfs-transport", "cryptography", "pyOpenSSL")
-    return {
-        **{name: metadata.version(name) for name in packages},
-        "OpenSSL": SSL.OpenSSL_version(SSL.OPENSSL_VERSION).decode().removeprefix("OpenSSL "),
-        "Python": platform.python_version(),
-    }
 
 
 def _system() -> str:

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from interop.errors import InputError
 from interop.proof import layout
+from interop.proof.directory import shown_path
 from interop.proof.envelope import Envelope, EnvelopeError, seal_envelope
 from interop.proof.statement import (
     PAYLOAD_TYPE,
@@ -146,7 +147,8 @@ def check_manifest(directory: Path, *, fingerprint: str | None = None) -> Manife
 
 def _require_evidence(directory: Path) -> None:
     if not directory.is_dir():
-        raise InputError(f"{directory}: no such directory; name one that `pfs prove` has written")
+        problem = "not a directory" if directory.exists() else "no such directory"
+        raise InputError(f"{directory}: {problem}; name one that `pfs prove` has written")
     if (directory / MANIFEST_NAME).is_file():
         return
     if _is_earlier(directory):
@@ -216,7 +218,7 @@ def _subject(directory: Path, path: str) -> Subject:
 def _compare(directory: Path, subjects: dict[str, Subject]) -> Iterator[Change]:
     present = set(_files(directory))
     for path in sorted(present - subjects.keys()):
-        yield Change(path, "added since it was signed")
+        yield Change(shown_path(path), "added since it was signed")
     for path, signed in sorted(subjects.items()):
         if path not in present:
             yield Change(path, "missing")

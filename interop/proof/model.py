@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 
-from interop.census.report import unseen
+from interop.census.report import too_few, unseen
 from interop.census.values import Tally
 from interop.errors import InputError
 from interop.proof.circumstances import Machine, NotTested  # noqa: TC001 - msgspec reads them
@@ -195,10 +195,14 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Skipped(msgspec.Struct, frozen=True, kw_only=True):
-    """A session that could not be recorded here, and why."""
+    """A session that could not be recorded here, and why.
+
+    `refused` says that the target refused it, and had better.
+    """
 
     name: str
     reason: str
+    refused: bool = False
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -273,7 +277,7 @@ def failures(
         *_session_failures(sessions),
         *_cell_failures(sessions, cells),
         *_theft_failures(sessions, thefts, cells),
-        *_census_failures(handshakes, tallies),
+        *_census_failures(handshakes, tallies, at_a_target=bool(target)),
         *_replay_failures(sessions, replays, replay_control),
         *(_target_failures(target, sessions, thefts) if target else ()),
     )
@@ -461,13 +465,18 @@ def contradiction(cell: Cell) -> str:
     return ""
 
 
-def _census_failures(handshakes: int, tallies: dict[str, Tally]) -> Iterator[str]:
+def _census_failures(
+    handshakes: int, tallies: dict[str, Tally], *, at_a_target: bool
+) -> Iterator[str]:
     if not tallies or not handshakes:
         yield "the census is empty"
     # What is not looked at does not repeat, so each handshake must have brought its values.
     seen = {kind: tally.count for kind, tally in tallies.items()}
     tls13 = seen.get("client_traffic_secret_0", 0)
-    for gap in unseen(seen, handshakes=handshakes, tls12=handshakes - tls13, tls13=tls13):
+    for gap in (
+        *unseen(seen, handshakes=handshakes, tls12=handshakes - tls13, tls13=tls13),
+        *too_few(seen, handshakes=handshakes, at_a_target=at_a_target),
+    ):
         yield f"census: {gap}"
     for kind, tally in tallies.items():
         if tally.distinct != tally.count:

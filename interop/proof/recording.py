@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 import transport
 from interop.capture.recorder import RecordingRelay
-from interop.errors import InteropError
+from interop.errors import InteropError, PeerUnavailable
 from interop.identity import SERVER_NAME
 from interop.peers.curl import send_with_curl
 from interop.peers.early_data import EarlyDataClient
@@ -46,11 +46,15 @@ if TYPE_CHECKING:
     from interop.wire.groups import EphemeralPrivateKey
     from transport import KeyLogBuffer
 
-__all__ = ["Recorder", "ephemeral_key_files"]
+__all__ = ["Recorder", "SessionRefused", "ephemeral_key_files"]
 
 SESSION_DEADLINE_SECONDS = 60.0
 _SOME_BYTES: Final = 16 * 1024
 _RESUMING_POLICY = transport.get_policy("2026-11-tls13-resumption")
+
+
+class SessionRefused(PeerUnavailable):
+    """A server refused what it had better refuse."""
 
 
 class Recorder:
@@ -249,7 +253,8 @@ _CLIENTS: Mapping[ClientKind, Callable[[Recorder, Scenario, Address], dict[str, 
 
 def _require_resumption(scenario: Scenario, *, resumed: bool) -> None:
     if resumed != bool(scenario.resumes):
-        raise InteropError(f"{scenario.name}: the session was not resumed as it should be")
+        did = "was resumed" if resumed else "was not resumed"
+        raise InteropError(f"{scenario.name}: the session {did}")
 
 
 def ephemeral_key_files(name: str, keys: tuple[EphemeralPrivateKey, ...]) -> dict[str, bytes]:

@@ -49,6 +49,11 @@ class Scenario:
     client_key: str = ""
     updates_key: bool = False
 
+    @property
+    def weak(self) -> bool:
+        """Whether a server had better refuse it."""
+        return self.client == "static-rsa" or self.mode in {"psk_ke", "0-RTT"}
+
 
 SCENARIOS = (
     Scenario("tls12-ecdhe", "pfs", "blocking", "1.2"),

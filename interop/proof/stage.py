@@ -9,7 +9,7 @@ from interop.proof import layout
 from interop.proof.compromise import observe_session
 from interop.proof.directory import write_secret
 from interop.proof.model import Replay, Session, Skipped
-from interop.proof.recording import Recorder, ephemeral_key_files
+from interop.proof.recording import Recorder, SessionRefused, ephemeral_key_files
 from interop.proof.replay import MANNERS, client_flight, replay_flight, was_sent
 from interop.proof.scenarios import OUR_SERVERS
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from interop.proof.progress import Progress
+    from interop.progress import Progress
     from interop.proof.scenarios import Scenario, ServerKind
     from interop.proof.servers import Server
 
@@ -55,7 +55,8 @@ class Stage:
                 files = self._record(recorder, scenario, scenario.name)
             except PeerUnavailable as error:
                 (self._directory / layout.capture_of(scenario.name)).unlink(missing_ok=True)
-                skipped.append(Skipped(name=scenario.name, reason=str(error)))
+                refused = isinstance(error, SessionRefused)
+                skipped.append(Skipped(name=scenario.name, reason=str(error), refused=refused))
             else:
                 self._keep(files | self._told_by_server(scenario))
                 sessions.append(

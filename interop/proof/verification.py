@@ -23,7 +23,6 @@ from interop.errors import InputError, InteropError
 from interop.proof import layout, second_opinion
 from interop.proof.circumstances import not_tested
 from interop.proof.compromise import attack_recording, evaluate, observe_session, read_key_log
-from interop.proof.machine import library_versions
 from interop.proof.manifest import Change, check_manifest
 from interop.proof.model import Replay, Report, Tally, failures, read_report, verdict_of
 from interop.proof.opinions import SecondOpinion, contradictions
@@ -31,6 +30,7 @@ from interop.proof.replay import MANNERS, client_flight, was_sent
 from interop.proof.report.html import render_html
 from interop.proof.statement import predicate_of
 from interop.proof.target import spki_sha256
+from interop.versions import own_version
 from interop.wire.session import KeyMaterial
 
 if TYPE_CHECKING:
@@ -167,12 +167,10 @@ def _compare_wording(directory: Path, report: Report, disagreements: list[str]) 
 
     These are the page for people and the limits of the run. Returns a note where it did not.
     """
-    made_by, ours = (
-        versions.get("pfs-transport") for versions in (report.versions, library_versions())
-    )
+    made_by, ours = report.versions.get("pfs-transport"), own_version()
     if made_by != ours:
         return [f"the page and the limits were not compared: pfs-transport {made_by} wrote them"]
-    skipped = ((entry.name, entry.reason) for entry in report.skipped)
+    skipped = ((entry.name, entry.reason) for entry in report.skipped if not entry.refused)
     if report.not_tested != not_tested(skipped, report.second_opinion, report.target):
         disagreements.append("the report does not state all that was not tested")
     rendered = render_html(report).encode("utf-8", "replace")

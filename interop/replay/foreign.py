@@ -73,6 +73,8 @@ class ForeignServer:
     count_url: str | None = None
 
     def __post_init__(self) -> None:
+        if not self.path.startswith("/"):
+            raise InputError(f"no request has the path {self.path!r}: it begins with /")
         try:
             self._make()
         except (h11.LocalProtocolError, UnicodeError) as error:

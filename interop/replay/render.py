@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from interop.replay.experiment import HONEST_SESSION
 from interop.replay.model import How, Verdict, What
 
 if TYPE_CHECKING:
@@ -42,7 +43,11 @@ def print_replays(console: Console, report: Report) -> None:
     """Print what came of a run."""
     console.print("What was replayed, how, and how often", style="bold")
     console.print(_matrix([outcome for outcome in report.outcomes if not outcome.control]))
-    console.print("a number alone: so many attacks, and each of them held\n", style="dim")
+    console.print(
+        "a number alone: so many attacks, and each of them held; ?: not counted;\n"
+        "n/a: does not apply to any endpoint; -: there is no such case\n",
+        style="dim",
+    )
     for name, outcomes in _by_target(report.outcomes).items():
         kind = "control" if outcomes[0].control else "target "
         console.print(Text(f"{kind}  {name:<26}") + _tally(outcomes))
@@ -60,8 +65,10 @@ def print_replays(console: Console, report: Report) -> None:
 
 def print_cases(console: Console, cases: Iterable[Case]) -> None:
     """Print the table of cases, two lines each."""
+    cases = tuple(cases)
+    width = max(len(case.name) for case in cases)
     for case in cases:
-        console.print(Text(f"{case.name:<30}{case.what}, {case.how}"), soft_wrap=True)
+        console.print(Text(f"{case.name:<{width}}  {case.what}, {case.how}"), soft_wrap=True)
         basis = ", ".join(dict.fromkeys(case.basis.values()))
         console.print(Text(f"    {case.sentence} ({basis})", style="dim"), soft_wrap=True)
 
@@ -95,7 +102,8 @@ def _by_target(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
 
 
 def _tally(outcomes: list[Outcome]) -> Text:
-    counts = Counter(outcome.verdict for outcome in outcomes)
+    honest = [outcome for outcome in outcomes if outcome.case == HONEST_SESSION]
+    counts = Counter(outcome.verdict for outcome in outcomes if outcome not in honest)
     if outcomes[0].control:
         opened = counts[Verdict.REPLAYED]
         style = "yellow" if opened == len(outcomes) else "bold red"
@@ -105,4 +113,5 @@ def _tally(outcomes: list[Outcome]) -> Text:
         for verdict in (*_GRAVITY, Verdict.NOT_APPLICABLE)
         if counts[verdict]
     ]
+    parts += [Text(f"{HONEST_SESSION} {one.verdict}", style=_STYLES[one.verdict]) for one in honest]
     return Text(", ").join(parts)

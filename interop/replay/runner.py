@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from importlib import metadata
-from typing import TYPE_CHECKING, Protocol, TypeAlias
-
-from OpenSSL import SSL
+from typing import TYPE_CHECKING, TypeAlias
 
 from interop.identity import issue_identity
 from interop.replay.cases import CONTROLS
@@ -16,29 +12,21 @@ from interop.replay.catalogue import CASES
 from interop.replay.experiment import HONEST_SESSION, Experiment
 from interop.replay.model import Report, failures, verdict_of
 from interop.replay.targets import control_targets, local_targets
+from interop.versions import library_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from interop.identity import Identity
+    from interop.progress import Progress
     from interop.replay.cases import Case
     from interop.replay.model import Outcome
     from interop.replay.targets import Target
 
-__all__ = ["Progress", "Targets", "attack", "judge_run", "run_replays"]
+__all__ = ["Targets", "attack", "judge_run", "run_replays"]
 
 Targets: TypeAlias = "Callable[[ExitStack, Identity], Iterable[Target]]"
 """Starts what is needed, and yields the endpoints to attack."""
-
-
-class Progress(Protocol):
-    """Told what is being done."""
-
-    def stage(self, description: str, *, total: int | None = None) -> None:
-        """Begin a stage, of `total` steps where that is known."""
-
-    def advance(self, done: int) -> None:
-        """Say that `done` steps of the stage are done."""
 
 
 def run_replays(
@@ -82,10 +70,6 @@ def judge_run(outcomes: Sequence[Outcome], planned: Sequence[tuple[str, str]] = 
         verdict=verdict_of(outcomes, controls=CONTROLS, planned=planned),
         failures=failures(outcomes, controls=CONTROLS, planned=planned),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions={
-            **{name: metadata.version(name) for name in ("pfs-transport", "cryptography")},
-            "OpenSSL": SSL.OpenSSL_version(SSL.OPENSSL_VERSION).decode().removeprefix("OpenSSL "),
-            "Python": platform.python_version(),
-        },
+        versions=library_versions(),
         outcomes=tuple(outcomes),
     )

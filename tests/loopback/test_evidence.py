@@ -216,7 +216,7 @@ def test_without_the_programs_the_proof_says_what_it_did_not_test(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     out = tmp_path / "evidence"
-    done = pfs("prove", "--handshakes", "6", "--out", out)
+    done = pfs("prove", "--handshakes", "60", "--out", out)
     assert done.returncode == 0, done.stderr
     predicate = statement_of(out)["predicate"]
     said = {limit["what"]: limit["reason"] for limit in predicate["notTested"]}

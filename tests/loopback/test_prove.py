@@ -227,7 +227,7 @@ def test_json_is_the_report_and_nothing_else(
     tmp_path: Path, pfs: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     done = pfs(
-        "prove", "--json", "--no-tshark", "--handshakes", "6", "--out", tmp_path / "evidence"
+        "prove", "--json", "--no-tshark", "--handshakes", "60", "--out", tmp_path / "evidence"
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.encode() == (tmp_path / "evidence/report.json").read_bytes()
@@ -240,12 +240,12 @@ def test_earlier_evidence_is_replaced_and_other_folders_are_not(
 ) -> None:
     out = tmp_path / "evidence"
     shutil.copytree(proof.directory, out)
-    assert pfs("prove", "--no-tshark", "--handshakes", "6", "--out", out).returncode == 0
+    assert pfs("prove", "--no-tshark", "--handshakes", "60", "--out", out).returncode == 0
     assert check_manifest(out)[0] != check_manifest(proof.directory)[0]
     keep = tmp_path / "keep"
     keep.mkdir()
     (keep / "thesis.txt").write_text("years of work")
-    done = pfs("prove", "--handshakes", "6", "--out", keep)
+    done = pfs("prove", "--handshakes", "60", "--out", keep)
     assert done.returncode == 2
     assert "in the way" in done.stderr
     assert [path.name for path in keep.iterdir()] == ["thesis.txt"]
@@ -290,6 +290,7 @@ def test_an_interrupted_run_leaves_earlier_evidence_alone(
         rest = process.stderr.read()
         assert process.wait(30) == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(sent, -sent)
         assert "Traceback" not in rest
+        assert rest.endswith("pfs: interrupted\n") is (sent is signal.SIGINT)
         assert_group_ends(process.pid)  # the census's workers too
     finally:
         process.stderr.close()
@@ -309,7 +310,7 @@ def test_a_payload_of_many_records_comes_through_whole(
         payload,
         "--no-tshark",
         "--handshakes",
-        "6",
+        "60",
         "--json",
         "--out",
         tmp_path / "evidence",

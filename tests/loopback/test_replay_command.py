@@ -40,8 +40,8 @@ DEFAULTS: dict[str, Any] = {
     "target": None,
     "ca": None,
     "server_name": None,
-    "method": "GET",
-    "path": "/",
+    "method": None,
+    "path": None,
     "count_url": None,
     "captures": (),
     "as_json": True,
@@ -86,7 +86,8 @@ def test_one_case_is_run_beside_all_controls(pfs: Pfs) -> None:
     assert done.returncode == 0, done.stderr
     assert "verdict  held" in done.stdout
     assert "10 of 10 replays executed, as they must" in done.stdout
-    assert "blocking-tls12            held 2" in done.stdout
+    assert "blocking-tls12            held 1, honest-session held" in done.stdout
+    assert "?: not counted" in done.stdout
     assert "replaying: control: HTTP on bare TCP" in done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 80
 
@@ -97,21 +98,27 @@ def test_cases_are_listed_with_what_they_do(pfs: Pfs) -> None:
     for case in CASES:
         assert case.name in done.stdout
         assert case.sentence in done.stdout
+        assert f"{case.name}  " in done.stdout
     assert "RFC 9846 section 4.5.3, RFC 5246 section 7.4.9" in done.stdout
+    listed = json.loads(pfs("replay", "--list", "--json").stdout)
+    assert [case["case"] for case in listed["cases"]] == [case.name for case in CASES]
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"ca": Path("ca.pem")}, "go with --target"),
+        ({"method": "POST"}, "go with --target"),
+        ({"path": "/count"}, "go with --target"),
         ({"target": "127.0.0.1:1"}, "--ca FILE"),
-        ({"target": "nonsense", "ca": Path("ca.pem")}, "is not an address"),
+        ({"target": "nonsense:", "ca": Path("ca.pem")}, "is not an address"),
         (OWN | {"ca": Path("missing.pem")}, "No such file"),
         (OWN | {"ca": Path("garbage.pem")}, "not readable PEM"),
-        (OWN | {"path": "a b"}, "no request"),
+        (OWN | {"path": "/a b"}, "no request"),
+        (OWN | {"path": "foo"}, "it begins with /"),
         (OWN | {"path": "/\u00fc"}, "no request"),
         (OWN | {"method": "A B"}, "no request"),
-        (OWN | {"server_name": "\u00fc"}, "no request"),
+        (OWN | {"server_name": "<b>x</b>"}, "is not a host name"),
         (OWN | {"count_url": "ftp://x/"}, "not an http or https URL"),
         (OWN | {"count_url": "http://x:y/"}, "is not a URL"),
         (OWN | {"count_url": "http://127.0.0.1:1/"}, "cannot be read"),
@@ -137,7 +144,12 @@ def test_bad_input_is_refused(
     [
         (["--case", "no-such-case"], "--list shows them"),
         (["--target", "127.0.0.1:1", "--ca", "ca.pem"], "no honest session"),
-        (["--target", "nonsense", "--ca", "ca.pem"], "is not an address"),
+        (
+            ["--target", "127.0.0.1:1", "--ca", "ca.pem", "--server-name", "m\u00fcnchen.example"],
+            "no honest session",
+        ),
+        (["--path", "/count"], "go with --target"),
+        (["--target", "nonsense:", "--ca", "ca.pem"], "is not an address"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(

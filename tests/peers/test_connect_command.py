@@ -5,16 +5,22 @@ The servers are ours in this process, so that each end of a connection happens w
 
 from __future__ import annotations
 
+import base64
 import os
 import pty
 import socket
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 
 import transport
 from certs.credential import Credential
@@ -179,6 +185,39 @@ def test_a_cut_is_an_error_even_with_input_left(authority: Authority) -> None:
         status, errors = end(process)
     assert status == 2
     assert b"without close_notify" in errors
+
+
+def test_a_root_of_the_system_that_is_not_as_it_should_be_disturbs_nobody(
+    authority: Authority, tmp_path: Path
+) -> None:
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name(())
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+        .sign(key, SHA256())
+        .public_bytes(Encoding.DER)
+    )
+    first = b"\xa0\x03\x02\x01\x02\x02\x01"  # the version, then the serial number
+    assert first + b"\1" in made
+    bundle = b"# a comment\n"
+    for changed in (made.replace(first + b"\1", first + b"\0"), made[:-30]):
+        bundle += b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(changed)
+        bundle += b"-----END CERTIFICATE-----\n"
+    (tmp_path / "system.pem").write_bytes(bundle + authority.ca_file.read_bytes())
+    with accepting(authority, "TLS 1.3") as listener:
+        host, port = listener.getsockname()
+        with subprocess.Popen(
+            [PFS, "connect", f"{host}:{port}", "--quiet", "--server-name", "localhost"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "SSL_CERT_FILE": str(tmp_path / "system.pem")},
+        ) as process:
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(DEADLINE_SECONDS)
+                connection.sendall(GREETING)
+            assert end(process) == (0, b"")
 
 
 @pytest.mark.parametrize("command", ["serve", "connect", "policy", "policy diff", ""])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import socket
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
@@ -20,18 +21,25 @@ from plain_http import serving
 
 from certs import profiles
 from certs.authority import CertificateAuthority
+from certs.credential import TrustAnchors
 from certs.key_types import KeyType
 from certs.keystore import KeyStore
 from certs.keystore.kek import FileKEK
+from interop.errors import PeerUnavailable
+from interop.identity import issue_identity
 from interop.peers.endpoints import CredentialFiles, ServerOptions
 from interop.peers.gnutls import run_gnutls_http
 from interop.peers.go import run_go_http
 from interop.peers.haproxy import run_haproxy
 from interop.peers.nginx import run_nginx
 from interop.peers.telltale_server import TelltaleServer
-from interop.peers.weak import WeakServer
+from interop.peers.weak import WeakConnection, WeakServer
+from interop.proof import layout
 from interop.proof.application import Application
 from interop.proof.model import TARGET_KEY, Report, read_report
+from interop.proof.recording import SessionRefused
+from interop.proof.scenarios import TARGET_SCENARIOS
+from interop.proof.target import OwnServer, _Recorder
 from transport import KeyLogBuffer
 
 if TYPE_CHECKING:
@@ -117,7 +125,16 @@ def test_nginx_is_proved_and_its_key_stays_where_it_is(
     names = seen(report)
     assert {"target-tls12-ecdhe", "target-tls13-x25519", "target-told-secp256r1"} <= names.keys()
     assert set(names.values()) == {"(EC)DHE"}
-    assert {"target-static-rsa", "target-tls13-psk_ke"} <= {one.name for one in report.skipped}
+    refused = {one.name: one.reason for one in report.skipped if one.refused}
+    assert {"target-static-rsa", "target-tls13-psk_ke"} <= refused.keys()
+    assert all(reason.startswith("refused, as it should be: ") for reason in refused.values())
+    assert not any(name in one.what for name in refused for one in report.not_tested)
+    page = " ".join((out / "report.html").read_text("utf-8").split())
+    assert f"40 handshakes with {report.target}, each value" in page
+    assert f"What {report.target} refused" in page
+    assert f"No flight was replayed at {report.target}" in page
+    replayed = f"The client flights of {len(report.replays)} of the {len(report.sessions)} sessions"
+    assert replayed in page
     assert report.target in done.stdout
     (theft,) = (one for one in report.thefts if one.name == TARGET_KEY)
     assert theft.shown
@@ -299,11 +316,25 @@ def test_a_server_that_takes_static_rsa_is_refuted_and_opened_by_its_key(
         (("--server-key", "KEY"), "go with --target"),
         (("--target", "localhost:1"), "needs --server-key"),
         (("--target", "localhost:1", "--server-key", "KEY"), "and --ca"),
-        (("--target", "nonsense", "--server-key", "KEY", "--ca", "CA"), "is not an address"),
+        (("--target", "nonsense:", "--server-key", "KEY", "--ca", "CA"), "is not an address"),
         (("--target", "localhost:1", "--server-key", "CA", "--ca", "CA"), "not a private key"),
         (("--target", "localhost:1", "--server-key", "KEY", "--ca", "KEY"), "not readable PEM"),
         (("--target", "localhost:1", "--server-key", "KEY", "--ca", "missing"), "No such file"),
-        (("--target", "localhost:1", "--server-key", "KEY", "--ca", "CA"), "could be made"),
+        (
+            ("--target", "localhost:1", "--server-key", "KEY", "--ca", "CA"),
+            "localhost:1 cannot be reached: Connection refused",
+        ),
+        (
+            ("--target", "no-such-host.invalid", "--server-key", "KEY", "--ca", "CA"),
+            "no-such-host.invalid:443 cannot be reached: ",
+        ),
+        (
+            (
+                *("--target", "localhost:1", "--server-key", "KEY", "--ca", "CA"),
+                *("--server-name", "<b>x</b>"),
+            ),
+            "'<b>x</b>' is not a host name",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -316,3 +347,54 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not out.exists()
+
+
+def test_a_target_that_is_not_who_it_should_be_is_bad_input_and_not_refuted(
+    issued: dict[str, Files], tmp_path: Path, pfs: Run
+) -> None:
+    files, log, out = issued["ec"], KeyLogBuffer(), tmp_path / "evidence"
+    (tmp_path / "foreign.pem").write_bytes(issue_identity().trust_anchors.pem())
+    with TelltaleServer(
+        files.credential.certificates_pem(),
+        files.credential.private_key_pem(),
+        Application().serve,
+        key_log=log.write_line,
+    ) as server:
+        address = f"localhost:{server.address[1]}"
+        other = issued["rsa"].key
+        for key, ca, more, words in (
+            (other, files.ca, (), f"{other}: not the key of any certificate that {address} showed"),
+            (files.key, tmp_path / "foreign.pem", (), f"{address}: the peer's certificate was"),
+            (files.key, files.ca, ("--server-name", "else.example"), f"{address}: the peer's"),
+        ):
+            done = pfs(
+                *("prove", "--out", out, "--target", address, "--server-key", key, "--ca", ca),
+                *more,
+            )
+            assert (done.returncode, done.stdout) == (2, "")
+            assert words in done.stderr
+            assert not out.exists()
+
+
+def test_a_target_that_begins_what_it_should_refuse_has_not_refused_it(
+    issued: dict[str, Files], tmp_path: Path
+) -> None:
+    files = issued["rsa"]
+    (tmp_path / "captures").mkdir()
+    (scenario,) = (one for one in TARGET_SCENARIOS if one.name == "target-static-rsa")
+
+    def break_off(connection: WeakConnection) -> None:
+        connection._socket.shutdown(socket.SHUT_RDWR)
+
+    with WeakServer(files.chain, files.key, break_off) as server:
+        own = OwnServer(
+            address=server.address,
+            server_name="localhost",
+            trust_anchors=TrustAnchors.from_pem(files.ca.read_bytes()),
+            private_keys=(files.key,),
+        )
+        recorder = _Recorder(tmp_path, own, b"payload", files.ca, KeyLogBuffer(), shown=set())
+        capture = tmp_path / layout.capture_of(scenario.name)
+        with pytest.raises(PeerUnavailable, match="the target began it, and it broke") as raised:
+            recorder.record(scenario, server_address=server.address, capture=capture)
+    assert not isinstance(raised.value, SessionRefused)

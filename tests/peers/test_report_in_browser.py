@@ -14,7 +14,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from interop.proof.model import read_report
+from interop.proof.model import Skipped, read_report
 from interop.proof.report.html import render_html
 
 if TYPE_CHECKING:
@@ -174,6 +174,35 @@ def test_a_matrix_that_is_too_wide_scrolls_in_its_own_box(
     assert overflow <= 0
     tiles = browser.find_elements(By.CSS_SELECTOR, "td.cell .tile")
     assert len(tiles) == 4 * len(report.cells)
+
+
+@pytest.mark.parametrize(("width", "height"), [(360, 780), (1280, 900)])
+def test_a_page_about_a_target_shows_what_it_refused_under_a_heading_of_its_own(
+    browser: webdriver.Chrome, proof: Proof, tmp_path: Path, width: int, height: int
+) -> None:
+    report = read_report((proof.directory / "report.json").read_bytes())
+    refused = Skipped(name="target-static-rsa", reason="refused, as it should be", refused=True)
+    about = msgspec.structs.replace(report, target="server.example:443", skipped=(refused,))
+    page = tmp_path / "target.html"
+    page.write_text(render_html(about), "utf-8")
+    set_screen(browser, width, height)
+    browser.get(page.as_uri())
+    text = browser.find_element(By.TAG_NAME, "main").text
+    headings = [one.text for one in browser.find_elements(By.TAG_NAME, "h2")]
+    place = headings.index("What server.example:443 refused")
+    assert headings[place + 1] == "What was not tested"
+    _, _, after = text.partition(headings[place])
+    shown, _, untested = after.partition(headings[place + 1])
+    assert "target-static-rsa: refused, as it should be" in shown
+    assert "target-static-rsa" not in untested
+    sessions, flights = len(report.sessions), len(report.replays)
+    assert f"The client flights of {flights} of the {sessions} sessions" in text
+    assert "No flight was replayed at server.example:443." in text
+    assert "120 handshakes with server.example:443" in text
+    overflow = browser.execute_script(
+        "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    )
+    assert overflow <= 0
 
 
 def widened(report: Report, times: int) -> Report:

@@ -207,11 +207,11 @@ def test_a_start_that_cannot_work_is_one_line(
         mixed = ["--cert", str(authority.ec.certificate_chain)]
         mixed += ["--key", str(foreign_authority.rsa.private_key)]
         for arguments, said in (
-            ([*files_of(authority.ec), "--listen", taken], "Address already in use"),
+            ([*files_of(authority.ec), "--listen", taken], f"{taken}: Address already in use"),
             ([*mixed, "--listen", "127.0.0.1:0"], "does not belong to the certificate"),
             ([*files_of(authority.ec), "--listen", "0", "--metrics", taken], "already in use"),
-            ([*files_of(authority.ec), "--listen", "0", "--allow", "dns:a.example"], "client_an"),
-            ([*files_of(authority.ec), "--listen", "0", "--idle-timeout", "0"], "idle_timeout"),
+            ([*files_of(authority.ec), "--listen", "0", "--allow", "dns:a.example"], "--client-ca"),
+            ([*files_of(authority.ec), "--listen", "0", "--idle-timeout", "0"], "--idle-timeout"),
         ):
             done = run_to_completion(
                 PFS, ["serve", "http", *arguments], timeout_seconds=DEADLINE_SECONDS

@@ -430,7 +430,7 @@ LEFT_OUT = (
     ),
     Mutant("a key that is used again", JUDGE, judging(sessions=less("reused-key-again")),
         "no client and no server used an ephemeral key twice"),
-    Mutant("the census", JUDGE, judging(census=lambda _census: {"handshakes": 24}),
+    Mutant("the census", JUDGE, judging(census=lambda _census: {"handshakes": 60}),
         "the census is empty"),
     *(
         Mutant(f"{kind} in the census", JUDGE, judging(census=without_kind(kind)),
@@ -444,10 +444,20 @@ LEFT_OUT = (
     # Without it, all handshakes are taken for TLS 1.2.
     Mutant("client_traffic_secret_0 in the census", JUDGE,
         judging(census=without_kind("client_traffic_secret_0")),
-        "census: main_secret: 7 seen in 24 handshakes"),
+        "census: main_secret: 12 seen in 60 handshakes"),
     Mutant("handshakes of the census", JUDGE,
         judging(census=lambda census: census | {"handshakes": 10**6}),
-        "census: client_random: 24 seen in 1,000,000 handshakes"),
+        "census: client_random: 60 seen in 1,000,000 handshakes"),
+    Mutant("a census of one handshake", JUDGE, judging(census=lambda census: {
+        kind: Tally(1, 1) for kind in census} | {"handshakes": 1}),
+        "census: fewer handshakes (1) than the 60 that can show a repetition"),
+    *(
+        Mutant(f"all but {count} {kind} of the census", JUDGE,
+            judging(census=lambda census, kind=kind, count=count: census | {
+                kind: Tally(count, count)}),
+            f"census: {kind}: {count} seen, of which none can have come twice")
+        for kind, count in (("psk", 1), ("ticket_identity", 0), ("server_key_share.mlkem1024", 1))
+    ),
     Mutant("a value of the census that repeats", JUDGE,
         judging(census=lambda census: census | {"psk": Tally(4, 3)}),
         "census: 1 of 4 psk repeated"),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from interop.proof.model import Report, Session
 
-HANDSHAKES = 24
+HANDSHAKES = 60
 
 
 @dataclass(frozen=True)

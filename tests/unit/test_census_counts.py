@@ -7,10 +7,27 @@ from collections import Counter
 
 import pytest
 
-from interop.census.conditions import IN_MEMORY, Condition, plan
-from interop.census.report import CensusReport, Origin, excluded_bits, excluded_one_in, judge
+from interop.census import ends
+from interop.census.conditions import (
+    IN_MEMORY,
+    LEAST_HANDSHAKES,
+    LEAST_HANDSHAKES_AT_A_TARGET,
+    Condition,
+    plan,
+)
+from interop.census.report import (
+    CensusReport,
+    Origin,
+    excluded_bits,
+    excluded_one_in,
+    judge,
+    too_few,
+)
 from interop.census.tallies import Counts, KindCount, MemoryTallies
 from interop.census.values import Findings, Gathered, Tally, count_distinct, fingerprint
+from interop.census.workers import take_census
+from interop.identity import SERVER_NAME, issue_identity
+from interop.peers.observer import OBSERVER_OFFERS
 
 SECRETS = (
     "client_handshake_traffic_secret",
@@ -46,6 +63,36 @@ def test_a_plan_covers_every_condition_and_most_of_it_is_one_context(handshakes:
 
 def test_a_plan_is_always_the_same() -> None:
     assert plan(5000) == plan(5000)
+
+
+def test_the_least_census_in_memory_brings_two_of_every_kind_and_one_at_a_target_each_offer() -> (
+    None
+):
+    tallies = MemoryTallies()
+    recipe = ends.TransportRecipe.of(issue_identity().credential, SERVER_NAME)
+    take_census(LEAST_HANDSHAKES, recipe, tallies, workers=1)
+    seen = {kind: tally.count for kind, tally in tallies.tallies().items()}
+    assert [*too_few(seen, handshakes=LEAST_HANDSHAKES, at_a_target=False)] == []
+    assert min(seen.values()) >= 2
+    for kind in seen:
+        fewer = seen | {kind: 1}
+        (said,) = too_few(fewer, handshakes=LEAST_HANDSHAKES, at_a_target=False)
+        assert said == f"{kind}: 1 seen, of which none can have come twice"
+    assert 2 * len(OBSERVER_OFFERS) <= LEAST_HANDSHAKES_AT_A_TARGET
+    (said,) = too_few({}, handshakes=LEAST_HANDSHAKES_AT_A_TARGET - 1, at_a_target=True)
+    assert said == "fewer handshakes (7) than the 8 that can show a repetition"
+
+
+@pytest.mark.parametrize("handshakes", range(LEAST_HANDSHAKES, 1200, 7))
+def test_a_larger_census_goes_through_what_is_offered_twice_too(handshakes: int) -> None:
+    offered = Counter(
+        ends._ROUND[number % len(ends._ROUND)]
+        for batch in plan(handshakes)
+        if batch.condition is not Condition.RESUMPTION
+        for number in range(batch.first, batch.first + batch.size)
+    )
+    assert len(offered) == len(ends.OFFERS)
+    assert min(offered.values()) >= 2
 
 
 def chance_of_no_repetition(draws: int, values: int) -> float:

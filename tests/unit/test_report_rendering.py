@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 import jsonschema
+import msgspec
 import pytest
 from markdown_it import MarkdownIt
 
@@ -223,6 +224,42 @@ def test_markdown_shows_the_matrix_and_the_limits() -> None:
     assert html.count("❌ <strong>opened</strong>") == 1
     for limit in LIMITS:
         assert limit.reason in text
+
+
+def about_a_target(report: Report) -> Report:
+    """Make a report be about a server that refused one session and was replayed at nowhere."""
+    return msgspec.structs.replace(
+        report,
+        target="server.example:443",
+        target_keys_sha256=("00" * 32,),
+        skipped=(
+            *report.skipped,
+            Skipped(name="target-static-rsa", reason="refused, as it should be: no", refused=True),
+        ),
+    )
+
+
+def test_a_page_about_a_target_says_what_was_done_with_it_and_what_was_not() -> None:
+    page, about = (
+        " ".join(render_html(report).split())
+        for report in (make_report(), about_a_target(make_report()))
+    )
+    assert "none of the flights that were replayed was executed." in page
+    assert "600 handshakes in memory, each value" in page
+    assert "600 handshakes with server.example:443, each value" in about
+    for text in (page, about):
+        assert "The client flights of 1 of the 3 sessions were sent again" in text
+    for words in (
+        "What server.example:443 refused",
+        "target-static-rsa: <span",
+        "No flight was replayed at server.example:443.",
+        "none of the flights that were replayed at the servers made for the run was executed.",
+    ):
+        assert words in about
+        assert words not in page
+    markdown = render_markdown(about_a_target(make_report())).decode()
+    assert "### What server.example:443 refused" in markdown
+    assert "handshakes with server.example:443" in markdown
 
 
 RENDERERS: dict[str, Callable[[Report], str]] = {

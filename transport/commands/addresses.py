@@ -6,8 +6,9 @@ from typing import Final
 
 from transport.errors import APIMisuse
 
-__all__ = ["parse_address"]
+__all__ = ["DEFAULT_TLS_PORT", "parse_address", "show_address"]
 
+DEFAULT_TLS_PORT: Final = 443
 _LOOPBACK: Final = "127.0.0.1"
 _MAX_PORT: Final = 65535
 
@@ -29,6 +30,12 @@ def parse_address(text: str, *, default_port: int | None = None) -> tuple[str, i
     if not host or not valid_port or (":" in host and not bracketed):
         raise APIMisuse(
             f"{text!r} is not an address",
-            advice="write HOST:PORT, such as 127.0.0.1:8443 or [::1]:8443; 0.0.0.0 is all of IPv4",
+            advice="write HOST:PORT, such as 127.0.0.1:8443 or [::1]:8443",
         )
     return host, int(port_text)
+
+
+def show_address(address: tuple[str, int]) -> str:
+    """Write an address as `parse_address` takes it."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

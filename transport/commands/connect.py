@@ -20,25 +20,23 @@ from __future__ import annotations
 import os
 import select
 import socket
-import ssl
 import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from certs.credential import MAX_ANCHORS_PEM_BYTES, TrustAnchors
 from transport.blocking import connect
-from transport.commands.addresses import parse_address
-from transport.credentials import CredentialFiles
-from transport.errors import APIMisuse
+from transport.commands.addresses import DEFAULT_TLS_PORT, parse_address, show_address
+from transport.commands.trust import read_anchors, read_credential, system_anchors
+from transport.errors import APIMisuse, TransportError
 from transport.policy import ProtocolVersion, get_policy
 from transport.revocation import StaplePolicy, read_crl_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from certs.credential import Credential
     from transport.negotiated import NegotiatedSession
@@ -48,7 +46,6 @@ __all__ = ["run"]
 
 _BLOCK_BYTES: Final = 64 * 1024
 _STDIN, _STDOUT = 0, 1
-_DEFAULT_PORT: Final = 443
 _LAST_WORDS_SECONDS: Final = 1.0
 _KEEPALIVE_SECONDS: Final = 15
 
@@ -72,18 +69,29 @@ def run(
     Returns 1, saying so, if the server ended properly and before it took all of the input. Raises
     `TransportError`, `CertsError` and `OSError`.
     """
-    host, port = parse_address(address, default_port=_DEFAULT_PORT)
-    with connect(
-        (host, port),
-        trust_anchors=_anchors(ca),
-        server_hostname=server_name or host,
-        credential=_credential(certificate, key),
-        policy=get_policy(policy),
-        alpn_protocols=tuple(alpn),
-        crls=read_crl_files(crls) if crls else None,
-        staples=StaplePolicy.REQUIRE if require_ocsp else StaplePolicy.CHECK,
-        timeout_seconds=timeout_seconds,
-    ) as connection:
+    host, port = parse_address(address, default_port=DEFAULT_TLS_PORT)
+    anchors = system_anchors() if ca is None else read_anchors(ca)
+    credential = _credential(certificate, key)
+    lists = read_crl_files(crls) if crls else None
+    try:
+        connected = connect(
+            (host, port),
+            trust_anchors=anchors,
+            server_hostname=server_name or host,
+            credential=credential,
+            policy=get_policy(policy),
+            alpn_protocols=tuple(alpn),
+            crls=lists,
+            staples=StaplePolicy.REQUIRE if require_ocsp else StaplePolicy.CHECK,
+            timeout_seconds=timeout_seconds,
+        )
+    except TransportError:
+        raise
+    except OSError as error:
+        raise OSError(
+            error.errno, error.strerror or str(error), show_address((host, port))
+        ) from error
+    with connected as connection:
         if not quiet:
             sys.stderr.write(_describe(connection.negotiated, server_name or host))
             sys.stderr.flush()
@@ -97,24 +105,12 @@ def run(
     return 1
 
 
-def _anchors(ca: Path | None) -> TrustAnchors:
-    if ca is None:
-        paths = ssl.get_default_verify_paths()
-        if paths.cafile is None:
-            raise APIMisuse(
-                "this system has no file of trusted authorities", advice="give --ca FILE"
-            )
-        ca = Path(paths.cafile)
-    with ca.open("rb") as file:
-        return TrustAnchors.from_pem(file.read(MAX_ANCHORS_PEM_BYTES + 1))
-
-
 def _credential(certificate: Path | None, key: Path | None) -> Credential | None:
     if certificate is None and key is None:
         return None
     if certificate is None or key is None:
         raise APIMisuse("--cert and --key belong together", advice="give both, or neither")
-    return CredentialFiles(certificate, key).load()
+    return read_credential(certificate, key)
 
 
 def _describe(session: NegotiatedSession, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from itertools import zip_longest
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from transport.applications import echo, echo_blocking, serve_page, serve_page_blocking
 from transport.authorization import Authorization, DNSRule, SPKIRule, URIRule
-from transport.commands.addresses import parse_address
+from transport.commands.addresses import parse_address, show_address
+from transport.commands.trust import read_anchors, read_credential
 from transport.errors import APIMisuse
 from transport.policy import get_policy
 from transport.server import (
@@ -62,13 +64,21 @@ def run(
     log_connections: bool,
 ) -> int:
     """Serve until SIGTERM or Ctrl-C, drain, and return 0. Raises `APIMisuse` and `OSError`."""
-    chosen = Engine(engine)
+    if client_ca is None and (allow or client_crls):
+        raise APIMisuse(
+            f"{'--allow' if allow else '--client-crl'} is about clients' certificates, and none is "
+            "asked for",
+            advice="give --client-ca FILE too",
+        )
+    if client_ca is not None:
+        read_anchors(client_ca)  # the server reads it itself, and again when it changes
+    admitted, chosen = get_policy(policy), Engine(engine)
     settings = ServerSettings(
         handler=_handler(application, chosen, limits),
         credentials=_credentials(certificates, keys, named, ocsp_staples),
         engine=chosen,
         workers=workers,
-        policy=get_policy(policy),
+        policy=admitted,
         client_anchors=client_ca,
         client_crls=tuple(client_crls),
         authorization=_authorization(allow),
@@ -80,7 +90,9 @@ def run(
         metrics_address=None if metrics is None else _first(metrics),
         reload_check_seconds=reload_check_seconds or None,
     )
-    addresses = [found for text in listen for found in _resolve(*parse_address(text))]
+    addresses = [found for text in listen for found in _resolve(text)]
+    for address in addresses:
+        _require_free(address)
     Server(settings, addresses, on_ready=_announce).run()
     return 0
 
@@ -110,6 +122,8 @@ def _credentials(
         )
     for staple in ocsp_staples:
         staple.stat()  # a missing one costs a running server nothing, but at the start it is a typo
+    for certificate, key in zip(certificates, keys, strict=True):
+        read_credential(certificate, key)  # the same
     served = [
         ServedCredential(CredentialFiles(certificate, key), ocsp_staple=staple)
         for certificate, key, staple in zip_longest(certificates, keys, ocsp_staples)
@@ -122,6 +136,7 @@ def _credentials(
                 f"--sni {text!r} is incomplete", advice="write --sni NAME=CERT,KEY[,STAPLE]"
             )
         certificate, key, *staples = map(Path, paths)
+        read_credential(certificate, key)
         ocsp_staple = staples[0] if staples else None
         if ocsp_staple is not None:
             ocsp_staple.stat()
@@ -147,18 +162,31 @@ def _authorization(allow: Sequence[str]) -> Authorization | None:
     return Authorization(any_of=tuple(rules)) if rules else None
 
 
-def _resolve(host: str, port: int) -> list[tuple[str, int]]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+def _resolve(text: str) -> list[tuple[str, int]]:
+    host, port = parse_address(text)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, text) from error
     addresses = [(str(entry[4][0]), int(entry[4][1])) for entry in found]
     return list(dict.fromkeys(addresses))
 
 
 def _first(text: str) -> tuple[str, int]:
-    return _resolve(*parse_address(text))[0]
+    return _resolve(text)[0]
+
+
+def _require_free(address: tuple[str, int]) -> None:
+    """Bind an address once, since of several the server would not say which cannot be had."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    try:
+        socket.create_server(address, family=family).close()
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(error.errno, why, show_address(address)) from error
 
 
 def _announce(addresses: tuple[tuple[str, int], ...]) -> None:
-    for host, port in addresses:
-        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        sys.stdout.write(f"listening on {shown}; Ctrl-C drains and stops\n")
+    for address in addresses:
+        sys.stdout.write(f"listening on {show_address(address)}; Ctrl-C drains and stops\n")
     sys.stdout.flush()

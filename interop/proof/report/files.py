@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from certs.keystore.files import writing_to
 from interop.errors import InputError
-from interop.proof.machine import library_versions
 from interop.proof.report.claims import claims_of_report, claims_of_verification
 from interop.proof.report.junit import render_junit
 from interop.proof.report.markdown import render_markdown, render_verification_markdown
 from interop.proof.report.sarif import render_sarif
+from interop.versions import own_version
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,10 +64,9 @@ class ReportFiles:
         )
 
     def _write(self, claims: tuple[Claim, ...], markdown: bytes) -> None:
-        version = library_versions()["pfs-transport"]
         for path, content in (
             (self.junit, render_junit(claims)),
-            (self.sarif, render_sarif(claims, version=version)),
+            (self.sarif, render_sarif(claims, version=own_version())),
             (self.markdown, markdown),
         ):
             if path is not None:

@@ -68,7 +68,8 @@ def _lines(report: Report) -> Iterator[str]:
     yield ""
     yield f"Second opinion: {_text(second_opinion_line(report))}."
     yield ""
-    yield f"### Census of {report.handshakes:,} handshakes"
+    where = f" with {_text(report.target)}" if report.target else ""
+    yield f"### Census of {report.handshakes:,} handshakes{where}"
     yield ""
     yield from _table(
         ("value", "seen", "distinct", "excludes up to"),
@@ -94,6 +95,12 @@ def _lines(report: Report) -> Iterator[str]:
         ),
     )
     yield ""
+    if refused := [entry for entry in report.skipped if entry.refused]:
+        yield f"### What {_text(report.target)} refused"
+        yield ""
+        for entry in refused:
+            yield f"- {_text(entry.name)}: {_text(entry.reason)}"
+        yield ""
     yield "### What was not tested"
     yield ""
     for limit in report.not_tested:
