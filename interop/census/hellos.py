@@ -52,12 +52,6 @@ _CLIENT_HELLO, _SERVER_HELLO = int(HandshakeType.CLIENT_HELLO), int(HandshakeTyp
 _CLIENT_KEY_EXCHANGE: Final = int(HandshakeType.CLIENT_KEY_EXCHANGE)
 _SERVER_KEY_EXCHANGE: Final = int(HandshakeType.SERVER_KEY_EXCHANGE)
 _LOOKED_INTO: Final = frozenset({_KEY_SHARE, _PRE_SHARED_KEY, _SUPPORTED_VERSIONS})
-_SHARED_PUBLICLY: Final = (
-    KeyExchange.ECDHE,
-    KeyExchange.DHE,
-    KeyExchange.ECDHE_PSK,
-    KeyExchange.DHE_PSK,
-)
 
 
 class _Side:
@@ -215,7 +209,8 @@ class HandshakeWatch:
             self._see_share("server", exchange.group or 0, exchange.public)
 
     def _client_key_exchange(self, message: bytes) -> None:
-        if (exchange := self._exchange()) in _SHARED_PUBLICLY:
+        exchange = self._exchange()
+        if exchange.is_ephemeral:
             public = hs.client_key_exchange(message, exchange)
             self._see_share("client", self._group or 0, public)
 

@@ -46,7 +46,7 @@ from interop.proof.model import (
     ephemeral_key_of,
 )
 from interop.proof.thefts import read_key_log, thefts
-from interop.wire.key_schedule import next_traffic_secret
+from interop.wire.key_schedule import HASH_OF_LENGTH, next_traffic_secret
 from interop.wire.learned import LearnedSecrets
 from interop.wire.session import KeyMaterial
 
@@ -224,8 +224,6 @@ def _cell(
     )
 
 
-_HASH_OF_LENGTH: Final = {32: "sha256", 48: "sha384"}
-
 # What shows that a theft is what it says, where opening something does not.
 
 
@@ -346,7 +344,7 @@ def _later_secret_shown(
     logged = read_key_log(directory / layout.key_log_of(name))
     for random, held in stolen.key_log.items():
         secret = logged.get(random, {}).get("CLIENT_TRAFFIC_SECRET_0", b"")
-        if (hash_name := _HASH_OF_LENGTH.get(len(secret))) is None:
+        if (hash_name := HASH_OF_LENGTH.get(len(secret))) is None:
             continue
         for _ in range(2):
             secret = next_traffic_secret(hash_name, secret)

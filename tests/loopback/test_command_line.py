@@ -91,7 +91,7 @@ def test_captures_and_evidence_may_have_names_of_any_bytes(
 ) -> None:
     capture = tmp_path / NOT_UTF8
     shutil.copyfile(proof.directory / "captures/tls13-x25519.pcapng", capture)
-    (tmp_path / f"{NOT_UTF8}.keylog").write_text("nonsense\n")
+    (tmp_path / f"{NOT_UTF8}.keylog").write_text("# no line yet\n")
     for more in ((), ("--json",)):
         done = pfs("attack", capture, "--key-log", tmp_path / f"{NOT_UTF8}.keylog", *more)
         assert done.returncode == 0, done.stderr
