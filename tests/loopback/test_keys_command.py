@@ -10,7 +10,9 @@ import re
 import select
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -23,6 +25,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
     load_pem_public_key,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 PFS = Path(sys.executable).with_name("pfs")
@@ -147,10 +152,12 @@ def test_a_secret_is_kept_byte_for_byte_and_in_no_argument(desk: Desk) -> None:
     desk.bad("secret", "set", "other", SECRET.decode())
 
 
-def test_a_prompt_asks_for_a_secret_without_showing_it(desk: Desk) -> None:
+@contextmanager
+def at_terminal(desk: Desk, *words: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """Run the command at a terminal; yield the descriptor of who sits there, and the process."""
     controller, terminal = pty.openpty()
     process = subprocess.Popen(
-        [PFS, "keys", "secret", "set", "typed"],
+        [PFS, "keys", *words],
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
@@ -158,48 +165,40 @@ def test_a_prompt_asks_for_a_secret_without_showing_it(desk: Desk) -> None:
         env=desk.environment,
         start_new_session=True,
     )
-    os.close(terminal)
-    shown = b""
     try:
-        for question in (b"secret typed: ", b"again: "):
-            while not shown.endswith(question):
-                assert select.select([controller], [], [], 30)[0], shown
-                shown += os.read(controller, 1024)
-            os.write(controller, SECRET + b"\n")
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.wait()
-        os.close(controller)
-    assert SECRET not in shown
-    assert desk.good("secret", "get", "typed") == SECRET
-
-
-def test_a_prompt_that_gets_no_answer_says_so(desk: Desk) -> None:
-    controller, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [PFS, "keys", "secret", "set", "typed"],
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-        cwd=desk.folder,
-        env=desk.environment,
-        start_new_session=True,
-    )
-    shown = b""
-    try:
-        while not shown.endswith(b"secret typed: "):
-            assert select.select([controller], [], [], 30)[0], shown
-            shown += os.read(controller, 1024)
-        os.write(controller, b"\x04")  # Ctrl-D
-        assert process.wait(30) == 2
-        shown += os.read(controller, 1024)
+        yield controller, process
     finally:
         process.kill()
         process.wait()
         os.close(terminal)
         os.close(controller)
-    assert b"was closed before an answer" in shown
+
+
+def read_until(controller: int, question: bytes) -> bytes:
+    shown = b""
+    while not shown.endswith(question):
+        assert select.select([controller], [], [], 30)[0], shown
+        shown += os.read(controller, 1024)
+    return shown
+
+
+def test_a_prompt_asks_for_a_secret_without_showing_it(desk: Desk) -> None:
+    with at_terminal(desk, "secret", "set", "typed") as (controller, process):
+        shown = read_until(controller, b"secret typed: ")
+        os.write(controller, SECRET + b"\n")
+        shown += read_until(controller, b"again: ")
+        os.write(controller, SECRET + b"\n")
+        assert process.wait(30) == 0
+    assert SECRET not in shown
+    assert desk.good("secret", "get", "typed") == SECRET
+
+
+def test_a_prompt_that_gets_no_answer_says_so(desk: Desk) -> None:
+    with at_terminal(desk, "secret", "set", "typed") as (controller, process):
+        read_until(controller, b"secret typed: ")
+        os.write(controller, b"\x04")  # Ctrl-D
+        assert process.wait(30) == 2
+        assert b"was closed before an answer" in os.read(controller, 1024)
 
 
 def test_the_life_of_a_key(desk: Desk) -> None:
