@@ -1,4 +1,4 @@
-"""`transport.start_server`: who gets a handler, what becomes of one that fails, and of the server."""
+"""`transport.start_server`: who gets a handler, what becomes of a failure, how a server ends."""
 
 from __future__ import annotations
 
