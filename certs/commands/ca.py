@@ -206,7 +206,7 @@ def run_crl(
         "next_update": until.isoformat(),
     }
     revoked = sum(len(one) for one in lists)
-    text = f"{len(lists)} lists with {revoked} entries, good until {_minute(until)}: {out}"
+    text = f"lists: {len(lists)}, entries: {revoked}, good until {_minute(until)}, in {out}"
     return _give(out, pem, facts, text, as_json=as_json, replace=True)
 
 
@@ -219,7 +219,7 @@ def run_certificates(
     found = issuing.trust_anchors.certificates if anchors else issuing.chain
     facts: dict[str, object] = {"sha256": [one.fingerprint(hashes.SHA256()).hex() for one in found]}
     pem = b"".join(one.public_bytes(Encoding.PEM) for one in found)
-    return _give(out, pem, facts, f"{len(found)} certificates: {out}", as_json=as_json)
+    return _give(out, pem, facts, f"certificates: {len(found)}, in {out}", as_json=as_json)
 
 
 def run_renew(*, store: str | None, kek: str | None, ca: str, as_json: bool) -> int:
