@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs.authority import CertificateAuthority
-from certs.commands.arguments import open_store, write_secret
+from certs.commands.arguments import open_store, require_absent, write_secret
 from certs.commands.output import print_json, say
 from certs.errors import InvalidInput, IssuanceError
 from certs.keystore.files import publish_file
@@ -283,9 +283,8 @@ def _serial(text: str) -> int:
 def _require_new_files(*files: Path) -> None:
     if _STANDARD in files or len(set(files)) != len(files):
         raise InvalidInput("give two new files, for the certificate and for its key")
+    require_absent(*files)
     for file in files:
-        if file.exists() or file.is_symlink():
-            raise InvalidInput(f"{file} exists and is not overwritten")
         if not file.absolute().parent.is_dir():
             raise InvalidInput(f"there is no folder {file.absolute().parent}; make it first")
 

@@ -40,7 +40,6 @@ __all__ = [
     "alembic_version",
     "as_bytes",
     "as_number",
-    "as_optional_bytes",
     "as_text",
     "as_time",
     "audit_head",
@@ -236,11 +235,6 @@ def as_bytes(value: object, column: str) -> bytes:
     if isinstance(value, bytes):
         return value
     raise damaged(column)
-
-
-def as_optional_bytes(value: object, column: str) -> bytes | None:
-    """Return a blob or NULL from a row."""
-    return None if value is None else as_bytes(value, column)
 
 
 def as_text(value: object, column: str) -> str:
